@@ -1,0 +1,52 @@
+"""The contract of a policy. Networks, scripted experts and remote servers all meet it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from vla.spec import Spec
+
+Observation = Mapping[str, Any]
+Memory = Any
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Turns observations and an instruction into chunks of actions.
+
+    `spec` names what the policy reads and writes. `history` says whether every control step's observation must be shown
+    (`remember`), or only those at which a chunk is asked for.
+
+    Memory is a value: a dict of arrays or tensors whose first axis is the world (None where nothing is remembered), so
+    that worlds can be reset one by one and batches regrouped with `vla.rollout.select` and `vla.rollout.merge`.
+    """
+
+    spec: Spec
+    history: bool
+
+    def begin(self, seeds: Sequence[int]) -> Memory:
+        """Memory for `len(seeds)` fresh worlds. Whatever is random in world i is drawn from seeds[i] alone."""
+        ...
+
+    def act(self, observation: Observation, memory: Memory) -> tuple[np.ndarray, Memory]:
+        """Actions from now on: float32 (N, horizon, A) in the spec's range, the first due at once; and the new memory."""
+        ...
+
+    def remember(self, observation: Observation, memory: Memory) -> Memory:
+        """Take in an observation at which no chunk is asked for. Only called if `history`."""
+        ...
+
+
+@runtime_checkable
+class Imagining(Protocol):
+    """A policy that can show what it expects to see."""
+
+    foresight_steps: int
+    """How many control steps ahead the imagined frames lie."""
+
+    def foresee(self, memory: Memory) -> dict[str, np.ndarray]:
+        """Imagined frames after the last `act`: camera -> uint8 (N, H, W, 3)."""
+        ...
