@@ -1,0 +1,97 @@
+"""What every command shares: composing the config with Hydra, and mistakes told in one sentence.
+
+    @command("train")
+    def main(config: DictConfig) -> None: ...
+
+makes `main()` a console script which reads `conf/train.yaml` and the overrides of the command line. A mistake of the
+user (UserError, an unknown key or group, a value that is missing) is one line "error: ..." on stderr and exit status 2;
+Ctrl-C is one line and 130. Anything else is a fault of the program and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from vla.spec import UserError
+
+Main = Callable[[DictConfig], None]
+
+
+def command(config_name: str) -> Callable[[Main], Callable[[], None]]:
+    """Turn a function of a composed config into a console script reading `conf/<config_name>.yaml`."""
+
+    def decorate(main: Main) -> Callable[[], None]:
+        @functools.wraps(main)
+        def told(config: DictConfig) -> None:
+            # Caught inside Hydra's job, because Hydra adds lines of its own to whatever leaves it.
+            try:
+                main(config)
+            except Exception as error:
+                if (sentence := explain(error)) is None:
+                    raise
+                fail(sentence)
+
+        composed = hydra.main(version_base="1.3", config_path="pkg://conf", config_name=config_name)(told)
+
+        @functools.wraps(main)
+        def script() -> None:
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing in its own words and exiting with 1.
+            try:
+                composed()
+            except KeyboardInterrupt:
+                print("interrupted", file=sys.stderr)
+                sys.exit(130)
+            except Exception as error:
+                if (sentence := explain(error)) is None:
+                    raise
+                fail(sentence)
+
+        return script
+
+    return decorate
+
+
+def explain(error: BaseException | None) -> str | None:
+    """One sentence for a mistake of the user, None for a fault of the program.
+
+    Hydra wraps what a part's constructor raises, so the causes are looked through for a UserError first.
+    """
+    chain = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    for link in chain:
+        if isinstance(link, UserError):
+            return str(link)
+    for link in chain:
+        if isinstance(link, MissingMandatoryValue):
+            return f"{link.full_key} has no value: add {link.full_key}=<value> to the command."
+    if isinstance(chain[0], HydraException | OmegaConfBaseException) and not _raised_by_a_part(chain):
+        return _in_one_line(str(chain[0]))
+    return None
+
+
+def fail(sentence: str) -> NoReturn:
+    """Print the sentence on stderr and leave with status 2."""
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _raised_by_a_part(chain: list[BaseException]) -> bool:
+    return any(not isinstance(link, HydraException | OmegaConfBaseException) for link in chain[1:])
+
+
+def _in_one_line(message: str) -> str:
+    if match := re.match(r"Could not override '([^']+)'", message):
+        return f"the config has no key {match[1]!r}: correct its name (add `--cfg job` to see all keys)."
+    return " ".join(message.split())
