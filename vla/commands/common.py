@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 import hydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -64,7 +64,8 @@ def command(config_name: str) -> Callable[[Main], Callable[[], None]]:
 def explain(error: BaseException | None) -> str | None:
     """One sentence for a mistake of the user, None for a fault of the program.
 
-    Hydra wraps what a part's constructor raises, so the causes are looked through for a UserError first.
+    Hydra wraps what a part's constructor raises, so the causes are looked through for a UserError first; another exception
+    in a constructor is a fault of that part.
     """
     chain = []
     while error is not None and error not in chain:
@@ -76,7 +77,7 @@ def explain(error: BaseException | None) -> str | None:
     for link in chain:
         if isinstance(link, MissingMandatoryValue):
             return f"{link.full_key} has no value: add {link.full_key}=<value> to the command."
-    if isinstance(chain[0], HydraException | OmegaConfBaseException) and not _raised_by_a_part(chain):
+    if isinstance(chain[0], HydraException | OmegaConfBaseException) and not isinstance(chain[0], InstantiationException):
         return _in_one_line(str(chain[0]))
     return None
 
@@ -85,10 +86,6 @@ def fail(sentence: str) -> NoReturn:
     """Print the sentence on stderr and leave with status 2."""
     print(f"error: {sentence}", file=sys.stderr)
     sys.exit(2)
-
-
-def _raised_by_a_part(chain: list[BaseException]) -> bool:
-    return any(not isinstance(link, HydraException | OmegaConfBaseException) for link in chain[1:])
 
 
 def _in_one_line(message: str) -> str:
