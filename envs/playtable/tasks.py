@@ -38,7 +38,7 @@ def slow(block: Block) -> bool:
 
 
 def rotate(colour: str, angle: float, start: State, end: State) -> bool:
-    """The block turned by more than `angle` degrees about z (positive = left), hardly tilted or moved, and touches a support."""
+    """The block turned by more than `angle` degrees about z (positive = left), hardly tilted or moved, and has a support."""
     before, after = start.blocks[colour], end.blocks[colour]
     if dist(before.position, after.position) > 0.1 or not after.touches - {ROBOT}:
         return False
