@@ -1,0 +1,164 @@
+"""A world small enough to reason about: a point on a square with coloured goals, with the playtable's contracts.
+
+State (x, y, pressed): the point moves by 0.1 times the action, clipped to [0, 1]; the third action entry above 0 presses.
+A task "reach_<colour>" is solved when the point comes within 0.1 of that goal, having started outside.
+Pictures are black but for a white dot at the point, so that a policy can really see.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import VectorEnv
+
+from vla.spec import STATE, Entry, Spec, image_key
+
+GOALS = {"red": (0.1, 0.1), "green": (0.9, 0.1), "blue": (0.9, 0.9), "white": (0.1, 0.9)}
+TASKS = tuple(f"reach_{colour}" for colour in GOALS)
+SIZE = 16
+
+
+def point_spec(cameras: bool = True) -> Spec:
+    return Spec(
+        cameras={"static": (SIZE, SIZE), "wrist": (SIZE, SIZE)} if cameras else {},
+        state=(Entry("x", "m"), Entry("y", "m")),
+        action=(Entry("dx", "1", -1, 1), Entry("dy", "1", -1, 1), Entry("press", "1", -1, 1)),
+        action_kind="relative_pose",
+        control_hz=30.0,
+        frame="square",
+    )
+
+
+@dataclass(frozen=True)
+class Chain:
+    tasks: tuple[str, ...]
+    robot_obs: np.ndarray
+    scene_obs: np.ndarray
+
+
+class PointWorld(VectorEnv):
+    """N points. `drawn` counts the pictures taken in each world."""
+
+    def __init__(self, num_worlds: int = 1):
+        self.num_envs = num_worlds
+        self.vla_spec = point_spec()
+        self.single_action_space = gymnasium.spaces.Box(-1, 1, (3,))
+        self.scenes = tuple("AB"[i % 2] for i in range(num_worlds))
+        self.points = np.zeros((num_worlds, 2))
+        self.pictures = np.zeros((num_worlds, SIZE, SIZE, 3), np.uint8)
+        self.seen = np.ones(num_worlds, bool)
+        self.drawn = np.zeros(num_worlds, int)
+        self.resets: list[np.ndarray] = []
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        options = options or {}
+        mask = options.get("reset_mask", np.ones(self.num_envs, bool))
+        self.resets.append(np.array(mask))
+        start = options.get("robot_obs", np.full((self.num_envs, 2), 0.5))
+        self.points[mask] = start[mask]
+        return self._observation(mask), {}
+
+    def step(self, actions: np.ndarray) -> Any:
+        assert actions.shape == (self.num_envs, 3)
+        assert actions.dtype == np.float32
+        self.points = np.clip(self.points + 0.1 * actions[:, :2], 0, 1)
+        no = np.zeros(self.num_envs, bool)
+        return self._observation(np.ones(self.num_envs, bool)), np.zeros(self.num_envs), no, no, {}
+
+    def look(self, mask: np.ndarray) -> None:
+        self.seen = np.array(mask)
+
+    def observe(self, mask: np.ndarray) -> dict[str, np.ndarray]:
+        for i in np.flatnonzero(mask):
+            self.pictures[i] = 0
+            row, column = np.round(self.points[i] * (SIZE - 1)).astype(int)
+            self.pictures[i, row, column] = 255
+            self.drawn[i] += 1
+        return self._observation(np.zeros(self.num_envs, bool))
+
+    def states(self) -> list[tuple[float, float]]:
+        return [(float(x), float(y)) for x, y in self.points]
+
+    def close(self) -> None:  # type: ignore[override]
+        pass
+
+    def _observation(self, fresh: np.ndarray) -> dict[str, np.ndarray]:
+        if (fresh & self.seen).any():
+            self.observe(fresh & self.seen)
+        images = {image_key(camera): self.pictures.copy() for camera in self.vla_spec.cameras}
+        return {**images, STATE: self.points.astype(np.float32)}
+
+
+def near(state: tuple[float, float], task: str) -> bool:
+    goal = GOALS[task.removeprefix("reach_")]
+    return float(np.hypot(state[0] - goal[0], state[1] - goal[1])) < 0.1
+
+
+class Benchmark:
+    """The rules: chains, success and wording."""
+
+    tasks = TASKS
+
+    def __init__(self, count: int = 20):
+        self.count = count
+
+    def chains(self) -> list[Chain]:
+        rng = np.random.default_rng(0)
+        return [
+            Chain(tuple(TASKS[k] for k in rng.integers(4, size=5)), rng.uniform(0.3, 0.7, 2), np.zeros(1))
+            for _ in range(self.count)
+        ]
+
+    def solved(self, start: Any, end: Any) -> set[str]:
+        return {task for task in TASKS if near(end, task) and not near(start, task)}
+
+    def instruction(self, task: str, split: str, index: int) -> str:
+        word = {"validation": "go to", "heldout": "travel towards", "train": "move to"}[split]
+        return f"{word} {task.removeprefix('reach_')}"
+
+
+class PointPolicy:
+    """Walks towards the colour in the instruction, with noise of its own and, rarely, the wrong colour.
+
+    It keeps the whole truth of a contract-abiding policy in memory: a random state per world and how often it was asked.
+    """
+
+    history = False
+    foresight_steps = 3
+
+    def __init__(self, horizon: int = 4, wrong: float = 0.2, noise: float = 0.5, history: bool = False):
+        self.spec = point_spec()
+        self.horizon, self.wrong, self.noise, self.history = horizon, wrong, noise, history
+        self.batches: list[int] = []
+
+    def begin(self, seeds: Any) -> Any:
+        return {"seed": np.array(seeds, np.int64), "asked": np.zeros(len(seeds), int), "seen": np.zeros(len(seeds), int)}
+
+    def remember(self, observation: Any, memory: Any) -> Any:
+        return {**memory, "seen": memory["seen"] + 1}
+
+    def act(self, observation: Any, memory: Any) -> Any:
+        self.batches.append(len(observation["task"]))
+        chunks = []
+        for i, sentence in enumerate(observation["task"]):
+            rng = np.random.default_rng([memory["seed"][i], memory["asked"][i]])
+            colour = sentence.split()[-1]
+            if np.random.default_rng(memory["seed"][i]).random() < self.wrong:
+                colour = "white" if colour != "white" else "red"
+            picture = observation[image_key("static")][i, :, :, 0]
+            here = np.argwhere(picture)[0] / (SIZE - 1)
+            delta = np.clip(np.array(GOALS[colour]) - here, -0.1, 0.1) * 5
+            walk = delta + self.noise * rng.normal(size=(self.horizon, 2))
+            chunks.append(np.concatenate([walk, np.ones((self.horizon, 1))], axis=1))
+        memory = {**memory, "asked": memory["asked"] + 1, "seen": memory["seen"] + 1}
+        return np.clip(np.array(chunks, np.float32), -1, 1), memory
+
+    def foresee(self, memory: Any) -> dict[str, np.ndarray]:
+        shape = (len(memory["asked"]), SIZE, SIZE, 3)
+        return {
+            camera: np.full(shape, 7, np.uint8) * (memory["asked"] % 2)[:, None, None, None].astype(np.uint8)
+            for camera in self.spec.cameras
+        }
