@@ -100,24 +100,22 @@ def near(state: tuple[float, float], task: str) -> bool:
 class Benchmark:
     """The rules: chains, success and wording."""
 
-    tasks = TASKS
+    max_steps = 30
 
     def __init__(self, count: int = 20):
         self.count = count
 
     def chains(self) -> list[Chain]:
         rng = np.random.default_rng(0)
-        return [
-            Chain(tuple(TASKS[k] for k in rng.integers(4, size=5)), rng.uniform(0.3, 0.7, 2), np.zeros(1))
-            for _ in range(self.count)
-        ]
+        drawn = [(rng.integers(4, size=5), rng.uniform(0.3, 0.7, 2)) for _ in range(self.count)]
+        return [Chain(tuple(TASKS[k] for k in tasks), start, np.zeros(1)) for tasks, start in drawn]
 
-    def solved(self, start: Any, end: Any) -> set[str]:
-        return {task for task in TASKS if near(end, task) and not near(start, task)}
+    def solved(self, task: str, start: Any, end: Any) -> bool:
+        return near(end, task) and not near(start, task)
 
-    def instruction(self, task: str, split: str, index: int) -> str:
-        word = {"validation": "go to", "heldout": "travel towards", "train": "move to"}[split]
-        return f"{word} {task.removeprefix('reach_')}"
+    def instructions(self, task: str, split: str) -> tuple[str, ...]:
+        words = {"validation": ["go to"], "heldout": ["travel towards", "wander off to"], "train": ["move to", "walk to"]}
+        return tuple(f"{word} {task.removeprefix('reach_')}" for word in words[split])
 
 
 class PointPolicy:
