@@ -1,0 +1,1 @@
+"""Datasets: written while playing, read as shuffled windows while training."""

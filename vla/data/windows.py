@@ -1,0 +1,297 @@
+"""Shuffled windows of a dataset as training batches.
+
+A window has a "now" frame, T - 1 frames of history before it, the frame to foresee after each, and the actions from each on:
+
+    now - 2 stride   now - stride    now      now + foresight          T = 3
+    |--- history ------------------->|........>| future of now
+    |>chunk          |>chunk         |>chunk
+
+Before the episode's beginning the first frame is repeated (`frame.mask` False), after its end the last (`future.mask`
+False). Actions count only inside the segment whose instruction the window carries (`action.mask`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import psutil
+import torch
+from tqdm import tqdm
+
+from vla.data.store import Dataset
+from vla.images import resize_area
+from vla.spec import ACTION, ENVIRONMENT_STATE, STATE, TASK, UserError, image_key
+
+MEMORY_SHARE = 0.6  # of the memory that is free may be filled with frames
+FRAMES_PER_LOAD = 1024
+
+
+class Windows:
+    """Batches of windows, each a function of its number alone: `batch(k)` is the same whenever and wherever it is asked.
+
+    Batches follow each other through one endless stream of shuffles of all windows, so that no window is dropped or seen
+    twice in an epoch, a run's place is one number, and N ranks that take batches r, r + N, ... see what one would.
+
+    dataset: a Dataset or what opens one. cameras: which to give (default all).
+    history, history_stride: T frames, that many apart. foresight_steps: 0 for no future frames. chunk: actions per frame.
+    segments: "labelled" gives every frame of every segment as now; "all" also frames without a label (instruction "").
+    actions_until: "segment" masks actions outside the window's segment; "episode" lets chunks run on to the episode's end.
+    part, holdout: every `holdout`-th episode is kept for part="validation" and left out of part="train".
+    max_frames: only so many frames' worth of episodes, drawn by `seed`; for learning curves.
+    shuffle_instructions: carry any instruction that the dataset has for the segment's task, drawn anew each time.
+    environment_state: also give the privileged state (B, T, E).
+    image_size: side in pixels, or one per camera; frames are averaged down to it. None keeps the dataset's.
+    mode: "memory" loads all frames once, "stream" reads each batch from disk, "auto" takes memory if the frames fit.
+    memory_gb: what fits (default: 60 % of the free memory). threads: for reading. device: where frames in memory live.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset | str | Path | Sequence[str | Path],
+        cameras: Sequence[str] | None = None,
+        *,
+        batch_size: int = 64,
+        seed: int = 0,
+        shuffle: bool = True,
+        history: int = 1,
+        history_stride: int = 1,
+        foresight_steps: int = 3,
+        chunk: int = 10,
+        segments: Literal["labelled", "all"] = "labelled",
+        actions_until: Literal["segment", "episode"] = "segment",
+        part: Literal["all", "train", "validation"] = "all",
+        holdout: int = 20,
+        max_frames: int | None = None,
+        shuffle_instructions: bool = False,
+        environment_state: bool = False,
+        image_size: int | Mapping[str, int] | None = None,
+        mode: Literal["auto", "memory", "stream"] = "auto",
+        memory_gb: float | None = None,
+        threads: int = 2,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.dataset = dataset if isinstance(dataset, Dataset) else Dataset(dataset)
+        self.cameras = list(self.dataset.spec.cameras) if cameras is None else list(cameras)
+        for camera in self.cameras:
+            if camera not in self.dataset.spec.cameras:
+                has = sorted(self.dataset.spec.cameras)
+                raise UserError(f"dataset {self.dataset.path} has no camera {camera!r}: choose among {has}.")
+        for name, value, choices in (
+            ("segments", segments, ("labelled", "all")),
+            ("actions_until", actions_until, ("segment", "episode")),
+            ("part", part, ("all", "train", "validation")),
+            ("mode", mode, ("auto", "memory", "stream")),
+        ):
+            if value not in choices:
+                raise UserError(f"windows: {name} is {value!r}: choose one of {', '.join(choices)}.")
+        self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
+        self.history, self.history_stride = history, history_stride
+        self.foresight_steps, self.chunk = foresight_steps, chunk
+        self.actions_until, self.shuffle_instructions, self.device = actions_until, shuffle_instructions, torch.device(device)
+        self.threads, self._pool = threads, ThreadPoolExecutor(threads, "windows")
+        self.sizes = {c: self._size(c, image_size) for c in self.cameras}
+        self.vectors = [n for n in (STATE, *([ENVIRONMENT_STATE] if environment_state else [])) if n in self.dataset.vectors]
+        episodes = self._choose_episodes(part, holdout, max_frames)
+        self._now, self._segment = self._choose_frames(episodes, segments)
+        self._order = lru_cache(maxsize=2)(self._shuffled)
+        self._texts_of_task = self._group_instructions()
+        self._memory, self._row = self._load(episodes, mode, memory_gb)
+
+    def __len__(self) -> int:
+        """Number of windows in one epoch."""
+        return len(self._now)
+
+    @property
+    def instructions(self) -> list[str]:
+        """What `task.index` points into; entry 0 is ""."""
+        return self.dataset.instructions
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with anything that changes a batch: what a resumed run compares."""
+        settings = (
+            *(self.dataset.digest, self.batch_size, self.seed, self.shuffle, self.history, self.history_stride, self.chunk),
+            *(self.foresight_steps, self.actions_until, self.shuffle_instructions, self.vectors, sorted(self.sizes.items())),
+        )
+        return hashlib.sha256(repr(settings).encode() + self._now.tobytes()).hexdigest()[:16]
+
+    def batch(self, number: int) -> dict[str, Any]:
+        """Batch `number` >= 0 of B windows: tensors with leading (B, T) named as in the module's docstring.
+
+        observation.images.<camera>, future.images.<camera> uint8 (B, T, H, W, 3); observation.state float32 (B, T, S);
+        action float32 (B, T, chunk, A); action.mask, frame.mask, future.mask bool; task: B instructions and task.index
+        int64 (B,), their place in `instructions`. Datasets without states or actions give none.
+        """
+        places = number * self.batch_size + np.arange(self.batch_size)
+        epochs, within = np.divmod(places, len(self))
+        items = np.empty(self.batch_size, np.int64)
+        for epoch in np.unique(epochs):
+            items[epochs == epoch] = self._order(int(epoch))[within[epochs == epoch]]
+        return self._gather(items, np.random.default_rng((self.seed, 1, number)))
+
+    def _gather(self, items: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+        data, now, segment = self.dataset, self._now[items], self._segment[items]
+        episode = np.searchsorted(data.episode_ends, now, side="right")
+        start, end = data.episode_starts[episode][:, None], data.episode_ends[episode][:, None]
+        wanted = now[:, None] - self.history_stride * np.arange(self.history - 1, -1, -1)
+        at, real = np.maximum(wanted, start), wanted >= start
+        batch: dict[str, Any] = {"frame.mask": torch.from_numpy(real)}
+        ahead = at + self.foresight_steps
+        frames = [at]
+        if self.foresight_steps:
+            batch["future.mask"] = torch.from_numpy((ahead < end) & real)
+            frames.append(np.minimum(ahead, end - 1))
+        for camera, images in zip(self.cameras, self._fetch(np.concatenate(frames, 1)), strict=True):
+            batch[image_key(camera)] = images[:, : self.history]
+            if self.foresight_steps:
+                batch[f"future.images.{camera}"] = images[:, self.history :]
+        for name in self.vectors:
+            batch[name] = torch.from_numpy(data.vectors[name][at])
+        if ACTION in data.vectors:
+            low, high = self._bounds(segment, start, end)
+            steps = at[:, :, None] + np.arange(self.chunk)
+            mask = (steps >= low[:, :, None]) & (steps < high[:, :, None]) & real[:, :, None]
+            batch[ACTION] = torch.from_numpy(data.vectors[ACTION][np.minimum(steps, end[:, :, None] - 1)])
+            batch["action.mask"] = torch.from_numpy(mask)
+        texts = self._instruction_numbers(segment, rng)
+        batch[TASK] = [data.instructions[i] for i in texts]
+        batch["task.index"] = torch.from_numpy(texts)
+        return batch
+
+    def _bounds(self, segment: np.ndarray, start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """First and last + 1 frame whose action counts for each window, (B, 1) each."""
+        if self.actions_until == "episode":
+            return start, end
+        segments, labelled = self.dataset.segments, (segment >= 0)[:, None]
+        if not len(segments):
+            return start, end
+        return (
+            np.where(labelled, segments["start"][segment][:, None], start),
+            np.where(labelled, segments["end"][segment][:, None], end),
+        )
+
+    def _instruction_numbers(self, segment: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        if not len(self.dataset.segments):
+            return np.zeros(len(segment), np.int64)
+        texts = np.where(segment >= 0, self.dataset.segments["instruction"][segment], 0).astype(np.int64)
+        if self.shuffle_instructions:
+            tasks = np.where(segment >= 0, self.dataset.segments["task"][segment], 0)
+            draws = rng.random(len(segment))
+            for i in np.flatnonzero(tasks):  # a segment without a task keeps its own words
+                choices = self._texts_of_task[tasks[i]]
+                texts[i] = choices[int(draws[i] * len(choices))]
+        return texts
+
+    def _fetch(self, indices: np.ndarray) -> list[torch.Tensor]:
+        """Frames of each camera, `indices` int64 (B, K) -> uint8 (B, K, H, W, 3)."""
+        if self._memory is not None:
+            rows = self._row[indices].ravel()
+            return [self._take(self._memory[c], rows).unflatten(0, indices.shape) for c in self.cameras]
+        unique, inverse = np.unique(indices, return_inverse=True)
+        pieces = [p for p in np.array_split(unique, self.threads) if len(p)]
+        read = {c: [self._pool.submit(self._read, c, p) for p in pieces] for c in self.cameras}
+        return [
+            torch.cat([f.result() for f in read[c]])
+            .index_select(0, torch.from_numpy(inverse.ravel()))
+            .unflatten(0, indices.shape)
+            for c in self.cameras
+        ]
+
+    def _read(self, camera: str, indices: np.ndarray) -> torch.Tensor:
+        return resize_area(torch.from_numpy(self.dataset.images(camera, indices)), *self.sizes[camera])
+
+    def _take(self, frames: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
+        if self.device.type == "cpu":
+            return torch.from_numpy(frames.numpy().take(rows, axis=0))
+        return frames.index_select(0, torch.from_numpy(rows).to(self.device))
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, 0, epoch)).permutation(len(self)) if self.shuffle else np.arange(len(self))
+
+    def _size(self, camera: str, image_size: int | Mapping[str, int] | None) -> tuple[int, int]:
+        size = image_size.get(camera) if isinstance(image_size, Mapping) else image_size
+        return self.dataset.spec.cameras[camera] if size is None else (size, size)
+
+    def _choose_episodes(self, part: str, holdout: int, max_frames: int | None) -> np.ndarray:
+        episodes = np.arange(self.dataset.num_episodes)
+        kept = episodes % holdout == holdout - 1
+        if part != "all":
+            episodes = episodes[kept if part == "validation" else ~kept]
+        if max_frames is not None:
+            order = np.random.default_rng((self.seed, 2)).permutation(episodes)
+            lengths = (self.dataset.episode_ends - self.dataset.episode_starts)[order]
+            episodes = np.sort(order[: max(1, np.searchsorted(np.cumsum(lengths), max_frames, side="right"))])
+        if not len(episodes):
+            raise UserError(
+                f"part={part!r} of {self.dataset.path} has no episodes with holdout={holdout}: take a smaller holdout."
+            )
+        return episodes
+
+    def _choose_frames(self, episodes: np.ndarray, segments: str) -> tuple[np.ndarray, np.ndarray]:
+        """Now frame and segment (-1 for none) of every window."""
+        data = self.dataset
+        labels = np.flatnonzero(np.isin(data.segments["episode"], episodes))
+        now, segment = _ranges(data.segments["start"][labels], data.segments["end"][labels], labels)
+        if segments == "all":
+            every, _ = _ranges(data.episode_starts[episodes], data.episode_ends[episodes], episodes)
+            rest = np.setdiff1d(every, now)
+            now, segment = np.concatenate((now, rest)), np.concatenate((segment, np.full(len(rest), -1)))
+        if not len(now):
+            raise UserError(f"dataset {data.path} has no labelled segments in the chosen episodes: use segments=all.")
+        return now, segment
+
+    def _group_instructions(self) -> list[np.ndarray]:
+        tasks, texts = self.dataset.segments["task"], self.dataset.segments["instruction"]
+        return [np.unique(texts[tasks == k]) for k in range(len(self.dataset.tasks))]
+
+    def _load(
+        self, episodes: np.ndarray, mode: str, memory_gb: float | None
+    ) -> tuple[dict[str, torch.Tensor] | None, np.ndarray]:
+        """Frames by camera if they are to be in memory, and the row of every frame of the dataset in them."""
+        data = self.dataset
+        frames, _ = _ranges(data.episode_starts[episodes], data.episode_ends[episodes], episodes)
+        row = np.zeros(data.num_frames, np.int64)
+        row[frames] = np.arange(len(frames))
+        need = len(frames) * sum(3 * h * w for h, w in self.sizes.values()) / 1e9
+        free = self._free_gb() if memory_gb is None else memory_gb
+        if mode == "stream" or (mode == "auto" and need > free):
+            print(
+                f"windows: streaming {len(frames)} frames from {data.path} ({need:.1f} GB; {free:.1f} GB may be filled)",
+                flush=True,
+            )
+            return None, row
+        print(
+            f"windows: {len(frames)} frames of {data.path} in memory ({need:.1f} of {free:.1f} GB that may be filled)",
+            flush=True,
+        )
+        memory = {c: torch.empty((len(frames), *self.sizes[c], 3), dtype=torch.uint8, device=self.device) for c in self.cameras}
+        blocks = [(c, i) for c in self.cameras for i in range(0, len(frames), FRAMES_PER_LOAD)]
+
+        def load(block: tuple[str, int]) -> int:
+            camera, i = block
+            chosen = frames[i : i + FRAMES_PER_LOAD]
+            memory[camera][i : i + len(chosen)] = self._read(camera, chosen)
+            return len(chosen)
+
+        with tqdm(total=len(frames) * len(self.cameras), unit="frame", disable=need < 0.5, desc="loading") as bar:
+            for count in self._pool.map(load, blocks):
+                bar.update(count)
+        return memory, row
+
+    def _free_gb(self) -> float:
+        if self.device.type == "cuda":
+            return MEMORY_SHARE * torch.cuda.mem_get_info(self.device)[0] / 1e9
+        return MEMORY_SHARE * psutil.virtual_memory().available / 1e9
+
+
+def _ranges(starts: np.ndarray, ends: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All numbers of the ranges [start, end), one range after another, and the label of each number's range."""
+    lengths = ends - starts
+    first = np.cumsum(lengths) - lengths
+    return np.arange(int(lengths.sum())) + np.repeat(starts - first, lengths), np.repeat(labels, lengths)
