@@ -77,10 +77,10 @@ def cast_shadows(worlds, model_of, geom_pos, geom_mat, rgba, look, region, table
                     continue
                 i, j, k = face[f, 0] - first, face[f, 1] - first, face[f, 2] - first
                 x0, y0, x1, y1, x2, y2 = at[i, 0], at[i, 1], at[j, 0], at[j, 1], at[k, 0], at[k, 1]
-                left = max(int(math.ceil(min(x0, x1, x2) - 0.5)), 0)
-                right = min(int(math.ceil(max(x0, x1, x2) - 0.5)), size)
-                low = max(int(math.ceil(min(y0, y1, y2) - 0.5)), 0)
-                high = min(int(math.ceil(max(y0, y1, y2) - 0.5)), size)
+                left = max(math.ceil(min(x0, x1, x2) - 0.5), 0)
+                right = min(math.ceil(max(x0, x1, x2) - 0.5), size)
+                low = max(math.ceil(min(y0, y1, y2) - 0.5), 0)
+                high = min(math.ceil(max(y0, y1, y2) - 0.5), size)
                 area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
                 if left >= right or low >= high or area == 0:
                     continue
@@ -123,8 +123,8 @@ def draw(worlds, model_of, geom_pos, geom_mat, rgba, texture, cam_pos, cam_mat, 
     shade = np.empty((longest, 2), np.float32)  # light from everywhere, light from the key
     inverse_depth = np.empty((height, width), np.float32)
     owner = np.empty((height, width), np.int32)
-    # One record per drawn face: planes over the image (slope x, slope y, at pixel 0) of 1/depth, light, key light, u and v, each
-    # divided by depth.
+    # One record per drawn face: planes over the image (slopes in x and y, value at pixel 0) of 1/depth and of light, key
+    # light, u and v divided by depth.
     record = np.empty((most, 15), np.float32)
     geom_of = np.empty(most, np.int32)
     inverse_near = np.float32(1 / near)
@@ -192,10 +192,10 @@ def draw(worlds, model_of, geom_pos, geom_mat, rgba, texture, cam_pos, cam_mat, 
                 zi, zj, zk = at[i, 2], at[j, 2], at[k, 2]
                 left, right, top, bottom = 0, width, 0, height
                 if min(zi, zj, zk) > nearest:
-                    left = max(int(math.ceil(max(min(at[i, 3], at[j, 3], at[k, 3]), -1.0))), 0)
-                    right = int(math.floor(min(max(at[i, 3], at[j, 3], at[k, 3]), width - 1.0))) + 1
-                    top = max(int(math.ceil(max(min(at[i, 4], at[j, 4], at[k, 4]), -1.0))), 0)
-                    bottom = int(math.floor(min(max(at[i, 4], at[j, 4], at[k, 4]), height - 1.0))) + 1
+                    left = max(math.ceil(max(min(at[i, 3], at[j, 3], at[k, 3]), -1.0)), 0)
+                    right = math.floor(min(max(at[i, 3], at[j, 3], at[k, 3]), width - 1.0)) + 1
+                    top = max(math.ceil(max(min(at[i, 4], at[j, 4], at[k, 4]), -1.0)), 0)
+                    bottom = math.floor(min(max(at[i, 4], at[j, 4], at[k, 4]), height - 1.0)) + 1
                     if left >= right or top >= bottom:
                         continue
                 elif max(zi, zj, zk) < near:
@@ -259,8 +259,9 @@ def draw(worlds, model_of, geom_pos, geom_mat, rgba, texture, cam_pos, cam_mat, 
                         item[12 + q] = e0 * vertex[i0, across] + e1 * vertex[j0, across] + e2 * vertex[k0, across]
                 geom_of[faces] = g
                 faces += 1
+        shadow = shadows[n] if shadows.shape[0] > 0 else np.empty((0, 0), np.float32)
         _shade(image[n], owner, inverse_depth, record, geom_of, rgba[n], texture[n], texels, density, look[n], axes, view, eye,
-               focal, middle_x, middle_y, region[m], shadows[n] if shadows.shape[0] > 0 else shadows.reshape(-1, 128))  # fmt: skip
+               focal, middle_x, middle_y, region[m], shadow)  # fmt: skip
         if depth.shape[0] > 0:
             for y in range(height):
                 for x in range(width):

@@ -42,18 +42,9 @@ class Look:
     background_bottom: tuple[float, float, float] = (226.0, 230.0, 232.0)
 
     def pack(self) -> NDArray[np.float32]:
-        """The float32 (13,) vector that `render` takes, in the order of the fields but headlight and shadow after the key."""
-        direction = self.key_direction
-        values = (
-            self.ambient,
-            self.key,
-            *direction,
-            self.headlight,
-            self.shadow,
-            *self.background_top,
-            *self.background_bottom,
-        )
-        return np.array(values, np.float32)
+        """The float32 (13,) vector that `render` takes, in the order of the fields."""
+        light = (self.ambient, self.key, *self.key_direction, self.headlight, self.shadow)
+        return np.array((*light, *self.background_top, *self.background_bottom), np.float32)
 
 
 class Rasteriser:
@@ -77,27 +68,27 @@ class Rasteriser:
         supersample: int = 1,
         threads: int = 1,
     ) -> None:
-        models = [models] if isinstance(models, mujoco.MjModel) else list(models)
+        scenes: list[mujoco.MjModel] = [models] if isinstance(models, mujoco.MjModel) else list(models)
         self.cameras = dict(cameras)
         self.shadows, self.supersample, self._near = shadows, supersample, near
-        self._camera_of = {name: np.array([camera_id(model, name) for model in models], np.int32) for name in cameras}
+        self._camera_of = {name: np.array([camera_id(model, name) for model in scenes], np.int32) for name in cameras}
         self._fovy_scale = {
-            name: np.array([1 / np.tan(np.radians(m.cam_fovy[i]) / 2) for m, i in zip(models, ids, strict=True)])
+            name: np.array([1 / np.tan(np.radians(m.cam_fovy[i]) / 2) for m, i in zip(scenes, ids, strict=True)])
             for name, ids in self._camera_of.items()
         }
-        tables = tabulate(models)
+        tables = tabulate(scenes)
         self._tables = (
             tables.vertex, tables.normal, tables.face, tables.plane, tables.axis, tables.span, tables.radius, tables.casts
         )  # fmt: skip
-        self._rgba = np.stack([model_rgba(model) for model in models])
-        self._region = np.array([region or (*m.stat.center, m.stat.extent) for m in models], np.float64)
+        self._rgba = np.stack([model_rgba(model) for model in scenes])
+        self._region = np.array([region or (*m.stat.center, m.stat.extent) for m in scenes], np.float64)
         bank = np.zeros((1, 1, 1, 3), np.uint8) if textures is None else np.array(textures, np.uint8, order="C")
         if bank.ndim != 4 or bank.shape[1] != bank.shape[2] or bank.shape[3] != 3:
             raise UserError(f"textures have shape {bank.shape}: give a uint8 array (K, S, S, 3).")
         self._bank = bank, np.array(np.broadcast_to(np.asarray(texels_per_metre, np.float32), len(bank)))
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
-        self._compile(models[0])
+        self._compile(scenes[0])
 
     def render(
         self,
@@ -153,9 +144,7 @@ class Rasteriser:
                     _NO_DEPTH if depth is None else depth[name], _NO_IDS if segmentation is None else segmentation[name],
                 )  # fmt: skip
                 if scale > 1:
-                    high, wide = self.cameras[name]
-                    blocks = large[name][worlds].reshape(len(worlds), high, scale, wide, scale, 3)
-                    images[name][worlds] = (blocks.mean((2, 4)) + 0.5).astype(np.uint8)
+                    images[name][worlds] = shrink(large[name][worlds], scale)
 
         if self._pool is None:
             part(worlds)
@@ -197,3 +186,10 @@ def model_rgba(model: mujoco.MjModel) -> NDArray[np.float32]:
     plain = (model.geom_matid >= 0) & (rgba == 0.5 * np.array([1, 1, 1, 2], np.float32)).all(1)
     rgba[plain] = model.mat_rgba[model.geom_matid[plain]]
     return rgba
+
+
+def shrink(images: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
+    """Average blocks of scale x scale pixels: (N, H, W, 3) to (N, H / scale, W / scale, 3)."""
+    count, height, width, _ = images.shape
+    blocks = images.reshape(count, height // scale, scale, width // scale, scale, 3)
+    return ((blocks.sum((2, 4), dtype=np.uint32) + scale * scale // 2) // (scale * scale)).astype(np.uint8)

@@ -50,7 +50,9 @@ def tabulate(models: Sequence[mujoco.MjModel]) -> Tables:
     span = np.zeros((len(models), count, 4), np.int32)
     radius = np.zeros((len(models), count), np.float32)
     casts = np.zeros((len(models), count), bool)
-    vertices, normals, faces = [np.zeros((0, 3))], [np.zeros((0, 3))], [np.zeros((0, 3), np.int64)]
+    vertices: list[NDArray[np.float64]] = [np.zeros((0, 3))]
+    normals: list[NDArray[np.float64]] = [np.zeros((0, 3))]
+    faces: list[NDArray[np.int64]] = [np.zeros((0, 3), np.int64)]
     first_vertex = first_face = 0
     for m, model in enumerate(models):
         if model.ngeom != count:
@@ -111,9 +113,7 @@ def surface(model: mujoco.MjModel, geom: int) -> Surface:
             return _mesh(model, int(model.geom_dataid[geom]))
         case _:
             name = model.geom(geom).name or geom
-            raise UserError(
-                f"geom {name!r} is of kind {kind.name}, which the renderer cannot draw: move it to group 3 or above."
-            )
+            raise UserError(f"geom {name!r} is of kind {kind.name}, which the renderer cannot draw: move it to group 3.")
 
 
 def _box(half: NDArray[np.float64]) -> Surface:
