@@ -75,9 +75,8 @@ def place(part: str, start: State, end: State) -> bool:
     if len(start.robot_touches) != 1 or not start.robot_touches <= BLOCKS:
         return False
     (name,) = start.robot_touches
-    colour = name.removeprefix("block_")
-    after = end.blocks[colour].touches
-    return start.blocks[colour].touches == {ROBOT} and part in after and ROBOT not in after
+    before, after = (state.blocks[name.removeprefix("block_")] for state in (start, end))
+    return before.touches == {ROBOT} and part in after.touches and name not in end.robot_touches
 
 
 def push_into_drawer(start: State, end: State) -> bool:
