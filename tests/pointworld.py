@@ -79,8 +79,8 @@ class PointWorld(VectorEnv):
             self.drawn[i] += 1
         return self._observation(np.zeros(self.num_envs, bool))
 
-    def states(self) -> list[tuple[float, float]]:
-        return [(float(x), float(y)) for x, y in self.points]
+    def states(self, rows: Any) -> list[tuple[float, float]]:
+        return [(float(x), float(y)) for x, y in self.points[list(rows)]]
 
     def close(self) -> None:  # type: ignore[override]
         pass

@@ -176,8 +176,8 @@ class _Loop:
         """Tell these worlds' scripts the state and collect what they want next, resetting until all want to act."""
         while worlds:
             with self.timing.part("script"):
-                states = self.world.states() if hasattr(self.world, "states") else [None] * self.count
-                commands = {i: self._send(i, states[i]) for i in worlds}
+                states = self.world.states(worlds) if hasattr(self.world, "states") else [None] * len(worlds)
+                commands = {i: self._send(i, state) for i, state in zip(worlds, states, strict=True)}
             resets = {i: command for i, command in commands.items() if isinstance(command, Reset)}
             if resets:
                 with self.timing.part("reset"):
