@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class FrameReader:
         return np.concatenate(frames) if frames else np.empty(0, np.int64)
 
     def _read_zarr(self, indices: np.ndarray, bounds: np.ndarray, out: np.ndarray) -> None:
-        for i, j in zip(bounds[:-1], bounds[1:], strict=True):
+        for i, j in pairwise(bounds):
             out[i:j] = self.array[int(indices[i]) : int(indices[j - 1]) + 1]
 
     def _read_direct(self, indices: np.ndarray, bounds: np.ndarray, out: np.ndarray) -> None:

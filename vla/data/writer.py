@@ -131,6 +131,16 @@ class DatasetWriter:
         return self._committed["segments"]
 
     @property
+    def provenance(self) -> dict[str, Any]:
+        """What the dataset's first writer said about it."""
+        return cast(dict[str, Any], dict(cast(dict, self.group.attrs["provenance"])))
+
+    @property
+    def scenes(self) -> list[str]:
+        """Scene of each committed episode."""
+        return [str(s) for s in self._handles["episode/scene"][:]]  # pyright: ignore[reportGeneralTypeIssues]
+
+    @property
     def seeds(self) -> np.ndarray:
         """Seeds of the committed episodes, int64 (E,): what a resumed job need not do again."""
         return np.asarray(self._handles["episode/seed"][:])
@@ -190,7 +200,7 @@ class DatasetWriter:
             count = self._committed.get(kind, self.num_frames)
             if array.shape[0] < count:
                 raise UserError(
-                    f"dataset {self.path}: {name} has {array.shape[0]} entries but {count} were committed: restore it or start anew."
+                    f"dataset {self.path}: {name} has {array.shape[0]} entries but {count} were committed: restore it."
                 )
             array.resize((count, *array.shape[1:]))
 
