@@ -41,10 +41,10 @@ def queue(jobs):
     return lambda world: next(left, None)
 
 
-def play(worlds, keys=range(9), policy=None, executor=None, batch=None):
+def play(worlds, keys=range(9), policy=None, executor=None):
     jobs = queue(Job(k, wander(k), Tape()) for k in keys)
     world, policy = PointWorld(worlds), policy or PointPolicy()
-    done = list(rollout(world, policy, jobs, executor or RecedingHorizon(3), batch=batch))
+    done = list(rollout(world, policy, jobs, executor or RecedingHorizon(3)))
     return {job.key: (result, job.recorder) for job, result in done}, world
 
 
@@ -118,15 +118,6 @@ def test_partial_resets_leave_the_others_alone():
     _, world = play(3)
     assert all(mask.any() for mask in world.resets)
     assert sum(mask.sum() for mask in world.resets[1:]) == 9
-
-
-def test_a_fixed_batch_is_always_full_and_changes_nothing():
-    free, _ = play(5)
-    policy = PointPolicy()
-    fixed, _ = play(5, policy=policy, batch=2)
-    assert set(policy.batches) == {2}
-    for key in free:
-        assert free[key][0] == fixed[key][0]
 
 
 def test_what_is_recorded_is_the_clean_action():

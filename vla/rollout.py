@@ -124,18 +124,15 @@ def rollout(
     policy: Policy,
     jobs: Callable[[int], Job | None],
     executor: Executor,
-    batch: int | None = None,
     timing: Timing | None = None,
 ) -> Iterator[tuple[Job, Any]]:
     """Play jobs until there are none left; yields each job with what its script returned, as soon as it is over.
 
     jobs: called with the index of an idle world, gives its next job or None.
-    batch: ask the policy in batches of exactly this many rows (the last one padded), so that rounding, too, is the same
-        whatever the number of worlds; None asks for all that are due at once.
     Raises UserError where the specs do not match or an action is not finite.
     """
     require_match(policy.spec, world.vla_spec, "the policy", "the world")  # type: ignore[attr-defined]
-    yield from _Loop(world, policy, jobs, executor, batch, timing or Timing()).run()
+    yield from _Loop(world, policy, jobs, executor, timing or Timing()).run()
 
 
 @dataclass
@@ -149,9 +146,9 @@ class _Lane:
 
 
 class _Loop:
-    def __init__(self, world: Any, policy: Any, jobs, executor: Executor, batch: int | None, timing: Timing):
-        self.world, self.policy, self.jobs, self.executor = world, policy, jobs, executor
-        self.batch, self.timing = batch, timing
+    def __init__(self, world: Any, policy: Any, jobs, executor: Executor, timing: Timing):
+        self.world, self.policy, self.jobs = world, policy, jobs
+        self.executor, self.timing = executor, timing
         self.count = world.num_envs
         self.lanes: dict[int, _Lane] = {}  # the worlds that are busy
         self.observe = getattr(world, "observe", None)
@@ -222,10 +219,10 @@ class _Loop:
         self._look(asking + watching)
         imagined: dict[int, Mapping[str, np.ndarray]] = {}
         with self.timing.part("policy"):
-            for worlds, padded in self._batches(asking):
-                imagined |= self._query(worlds, padded)
-            for worlds, padded in self._batches(watching):
-                self._keep(worlds, self.policy.remember(self._rows(padded), self._memory(padded)))
+            if asking:
+                imagined = self._query(asking)
+            if watching:
+                self._keep(watching, self.policy.remember(self._rows(watching), self._memory(watching)))
             self.timing.queries += len(asking)
         actions = np.zeros((self.count, len(self.world.vla_spec.action)), np.float32)
         with self.timing.part("record"):
@@ -250,16 +247,9 @@ class _Loop:
             with self.timing.part("look"):
                 self.observation = self.observe(seen)
 
-    def _batches(self, worlds: Sequence[int]) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
-        """Groups of worlds to ask together, and the same padded to the fixed batch size."""
-        size = self.batch or len(worlds) or 1
-        for start in range(0, len(worlds), size):
-            group = worlds[start : start + size]
-            yield group, [*group, *[group[-1]] * (size - len(group))]
-
-    def _query(self, worlds: Sequence[int], padded: Sequence[int]) -> dict[int, Mapping[str, np.ndarray]]:
+    def _query(self, worlds: Sequence[int]) -> dict[int, Mapping[str, np.ndarray]]:
         """Ask for chunks; returns the imagined frames of the worlds whose recorders want them."""
-        chunks, memory = self.policy.act(self._rows(padded), self._memory(padded))
+        chunks, memory = self.policy.act(self._rows(worlds), self._memory(worlds))
         self._keep(worlds, memory)
         for row, i in enumerate(worlds):
             self.executor.give(i, chunks[row])

@@ -24,7 +24,6 @@ def test_results_do_not_depend_on_the_number_of_worlds_or_on_order():
     assert run(3) == alone
     assert run(8, reversed(range(20))) == alone
     assert run(8, range(5)) | run(2, range(5, 20)) == alone
-    assert run(3, batch=None) == alone
 
 
 def test_another_seed_gives_other_results():

@@ -77,14 +77,12 @@ def evaluate(
     executor: Executor,
     split: str = "validation",
     seed: int = 0,
-    batch: int | None = 1,
     record: MakeRecorder = no_recorder,
     timing: Timing | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Play the chains with these numbers; yields {chain, tasks, solved, attempts} as each ends, in the order of ending.
 
-    record: gives a chain's recorder, or None. batch: see `rollout`; 1 makes even the rounding independent of the number of
-    worlds.
+    record: gives a chain's recorder, or None.
     """
     chains = benchmark.chains()
     waiting = iter(numbers)
@@ -97,7 +95,7 @@ def evaluate(
         script = play_chain(number, chain, benchmark, attempts, split, seed)
         return Job(number, script, record(number, chain, attempts))
 
-    for job, attempts in rollout(world, policy, next_job, executor, batch, timing):
+    for job, attempts in rollout(world, policy, next_job, executor, timing):
         result = {"chain": job.key, "tasks": list(chains[job.key].tasks)}  # type: ignore[call-overload]
         yield {**result, "solved": sum(a["solved"] for a in attempts), "attempts": attempts}
 
