@@ -31,7 +31,7 @@ def main(config: DictConfig) -> None:
         size=config.size,
         fit=config.fit,
         fps=config.fps,
-        processes=config.processes,
+        threads=config.threads,
     )
     for reason, count in Counter(summary.skipped.values()).most_common():
         files = [f for f, r in summary.skipped.items() if r == reason]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,9 +14,9 @@ from typing import Literal
 import av
 import numpy as np
 import torch
+from av.error import FFmpegError
 from tqdm import tqdm
 
-from vla.data.parallel import in_order
 from vla.data.writer import DatasetWriter, Segment
 from vla.images import resize_area
 from vla.spec import Spec, UserError, image_key
@@ -98,7 +100,7 @@ def decode(path: str | Path, fps: float, size: int, fit: Fit = "crop") -> np.nda
                 if (seconds - begin) * fps + (0.5 * fps / rate if rate else 0.0) >= due:
                     frames.append(_fitted(frame.to_ndarray(format="rgb24"), fit))
                     due += 1
-    except (av.error.FFmpegError, OSError, ValueError) as error:
+    except (FFmpegError, OSError, ValueError) as error:
         raise BrokenClip(f"cannot be decoded ({getattr(error, 'strerror', None) or error})") from None
     if len(frames) < 2:
         raise BrokenClip(f"has {len(frames)} frames at {fps:g} a second, too short to foresee anything")
@@ -116,7 +118,7 @@ def convert_videos(
     size: int = 96,
     fit: Fit = "crop",
     fps: float = 10,
-    processes: int = 2,
+    threads: int = 2,
     report: Callable[[str], None] = print,
 ) -> Summary:
     """Turn a folder of captioned clips into a dataset with one camera, an episode and a segment per clip.
@@ -126,8 +128,8 @@ def convert_videos(
     """
     if fit not in ("crop", "squash"):
         raise UserError(f"fit is {fit!r}: choose crop or squash.")
-    if not (size > 0 and fps > 0 and processes > 0):
-        raise UserError(f"size, fps and processes are {size}, {fps}, {processes}: all must be above 0.")
+    if not (size > 0 and fps > 0 and threads > 0):
+        raise UserError(f"size, fps and threads are {size}, {fps}, {threads}: all must be above 0.")
     clips = find_clips(path)
     settings = {"source": "videos", "camera": camera, "size": size, "fit": fit, "fps": fps}
     spec = Spec(cameras={camera: (size, size)}, frame="video")
@@ -141,7 +143,7 @@ def convert_videos(
             report(f"{len(done)} of {len(clips)} clips are in {out} already")
         read = functools.partial(_decode_or_reason, str(path), fps=fps, size=size, fit=fit)
         with tqdm(total=len(left), unit="clip", desc="converting", smoothing=0.05) as bar:
-            for clip, frames in zip(left, in_order(read, [c.file for c in left], processes), strict=True):
+            for clip, frames in zip(left, _in_order(read, [c.file for c in left], threads), strict=True):
                 if isinstance(frames, str):
                     skipped[clip.file] = frames
                 else:
@@ -161,6 +163,21 @@ def _decode_or_reason(folder: str, file: str, *, fps: float, size: int, fit: Fit
         return decode(Path(folder) / file, fps, size, fit)
     except BrokenClip as reason:
         return str(reason)
+
+
+def _in_order[T, R](work: Callable[[T], R], jobs: Iterable[T], threads: int) -> Iterator[R]:
+    """`work` of each job, in the jobs' order, with a few results waiting. Threads suffice: FFmpeg decodes outside the GIL."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[R]] = deque()
+        try:
+            for job in jobs:
+                waiting.append(pool.submit(work, job))
+                if len(waiting) >= 4 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _fitted(picture: np.ndarray, fit: Fit) -> np.ndarray:
