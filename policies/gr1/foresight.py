@@ -1,0 +1,75 @@
+"""The frames to come: patches, their normalisation, and the decoder from [OBS] outputs to patches."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from policies.nn.transformer import Block, sincos_grid
+
+EPSILON = 1e-6
+
+
+def patchify(images: Tensor, patch: int) -> Tensor:
+    """(M, H, W, 3) -> (M, H/patch * W/patch, patch * patch * 3), row by row."""
+    m, h, w, c = images.shape
+    cut = images.reshape(m, h // patch, patch, w // patch, patch, c)
+    return cut.permute(0, 1, 3, 2, 4, 5).reshape(m, -1, patch * patch * c)
+
+
+def unpatchify(patches: Tensor, patch: int) -> Tensor:
+    """The inverse of `patchify` for square images."""
+    m, count, _ = patches.shape
+    side = int(count**0.5)
+    cut = patches.reshape(m, side, side, patch, patch, 3)
+    return cut.permute(0, 1, 3, 2, 4, 5).reshape(m, side * patch, side * patch, 3)
+
+
+def statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and (unbiased) standard deviation of each patch, (M, P, 1) each."""
+    return patches.mean(-1, keepdim=True), (patches.var(-1, keepdim=True) + EPSILON).sqrt()
+
+
+def targets(images: Tensor, patch: int) -> Tensor:
+    """Normalised images (M, H, W, 3) -> patches, each with its own mean removed and divided by its own deviation."""
+    patches = patchify(images.float(), patch)
+    mean, deviation = statistics(patches)
+    return (patches - mean) / deviation
+
+
+def imagine(prediction: Tensor, current: Tensor, patch: int) -> Tensor:
+    """Predicted patches (M, P, patch * patch * 3) -> images (M, H, W, 3).
+
+    A prediction says how a patch looks, not how bright it is. The missing mean and deviation are those of the same patch
+    in the `current` frame (M, H, W, 3): where nothing moves they are right, where something moves they are a guess.
+    """
+    mean, deviation = statistics(patchify(current.float(), patch))
+    return unpatchify(prediction.float() * deviation + mean, patch)
+
+
+class Decoder(nn.Module):
+    """[OBS] outputs (M, Q, width) -> patches (M, P, patch * patch * 3).
+
+    One mask token per patch with its fixed position looks, through ViT blocks, at the projected [OBS] tokens. With `skip`
+    a patch's mask token also carries a linear view of the current frame's vision features (M, P, skip) at that place.
+    """
+
+    def __init__(self, inputs: int, width: int, layers: int, heads: int, size: int, patch: int, skip: int | None):
+        super().__init__()
+        self.project = nn.Linear(inputs, width)
+        self.mask = nn.Parameter(torch.randn(width) * 0.02)
+        self.skip = nn.Linear(skip, width) if skip else None
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.pixels = nn.Linear(width, patch * patch * 3)
+        self.position: Tensor
+        self.register_buffer("position", sincos_grid(size // patch, width), persistent=False)
+
+    def forward(self, obs: Tensor, features: Tensor | None) -> Tensor:
+        masks = (self.mask + self.position).expand(len(obs), -1, -1)
+        if self.skip is not None and features is not None:
+            masks = masks + self.skip(features)
+        x = torch.cat([self.project(obs), masks], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        return self.pixels(self.norm(x[:, obs.shape[1] :]))

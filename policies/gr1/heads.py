@@ -1,0 +1,142 @@
+"""From [ACT] outputs to action chunks: arm (6 numbers in -1..1) and gripper (+1 open, -1 closed)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from torch import Tensor, nn
+
+from policies.nn.transformer import ACTIVATIONS, sincos
+from vla.spec import UserError
+
+ACTIONS = 7
+
+
+def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
+    """Mean of `values` where `weight` counts; 0 where nothing does."""
+    weight = weight.expand_as(values)
+    return (values * weight).sum() / weight.sum().clamp(min=1e-6)
+
+
+class Regression(nn.Module):
+    """Smooth-L1 on the arm, binary cross-entropy on the gripper.
+
+    hidden and activation: layers between the query and the output; `none` (published) leaves them linear.
+    gripper_rule: `threshold` opens at a probability above 0.5; `sample` opens with the predicted probability, by one
+    uniform number per chunk, so that within a chunk the hand moves only when the probability crosses it.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        queries: int,
+        chunk: int,
+        beta: float,
+        decay: float,
+        gripper_rule: str,
+        hidden: Sequence[int],
+        activation: str,
+    ):
+        super().__init__()
+        if gripper_rule not in ("threshold", "sample"):
+            raise UserError(f"gripper_rule {gripper_rule!r} is unknown: use threshold or sample.")
+        self.chunk, self.beta, self.decay, self.gripper_rule = chunk, beta, decay, gripper_rule
+        self.activation = nn.Identity() if activation == "none" else ACTIVATIONS[activation]
+        sizes = [width, *hidden]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.arm = nn.Linear(sizes[-1], 6 * (chunk // queries))
+        self.gripper = nn.Linear(sizes[-1], chunk // queries)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """[ACT] outputs (M, queries, width) -> arm (M, chunk, 6), gripper logits (M, chunk)."""
+        for layer in self.layers:
+            features = self.activation(layer(features))
+        return self.arm(features).reshape(-1, self.chunk, 6).float(), self.gripper(features).reshape(-1, self.chunk).float()
+
+    def loss(self, features: Tensor, actions: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """actions (M, chunk, 7), mask (M, chunk) -> unweighted parts `arm` and `gripper`."""
+        arm, logits = self(features)
+        weight = mask * self.decay ** torch.arange(self.chunk, device=mask.device)
+        arm_loss = F.smooth_l1_loss(arm, actions[..., :6], beta=self.beta, reduction="none")
+        opened = (actions[..., 6] > 0).float()
+        gripper_loss = F.binary_cross_entropy_with_logits(logits, opened, reduction="none")
+        return {"arm": weighted_mean(arm_loss, weight[..., None]), "gripper": weighted_mean(gripper_loss, weight)}
+
+    def draw(self, generator: np.random.Generator) -> np.ndarray:
+        """The random numbers of one world's chunk."""
+        return generator.random(1, dtype=np.float32) if self.gripper_rule == "sample" else np.full(1, 0.5, np.float32)
+
+    def act(self, features: Tensor, draws: Tensor) -> Tensor:
+        """[ACT] outputs (M, queries, width) and draws (M, 1) -> actions (M, chunk, 7)."""
+        arm, logits = self(features)
+        opened = logits.sigmoid() > draws
+        return torch.cat([arm, opened[..., None] * 2.0 - 1.0], dim=-1)
+
+
+class Flow(nn.Module):
+    """Flow matching: a small residual network carries noise to a whole chunk (gripper included) in `steps` Euler steps.
+
+    At level s in 0..1 the chunk is (1 - s) * actions + s * noise and the network predicts noise - actions. `draws` levels
+    are trained per sample, since the network here is small beside what comes before it.
+    """
+
+    def __init__(self, width: int, queries: int, chunk: int, hidden: int, blocks: int, draws: int, steps: int):
+        super().__init__()
+        self.chunk, self.draws, self.steps, self.hidden = chunk, draws, steps, hidden
+        self.context = nn.Linear(queries * width, hidden)
+        self.level = nn.Linear(hidden, hidden)
+        self.enter = nn.Linear(chunk * ACTIONS, hidden)
+        self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(blocks))
+        self.ups = nn.ModuleList(nn.Linear(2 * hidden, 2 * hidden) for _ in range(blocks))
+        self.downs = nn.ModuleList(nn.Linear(2 * hidden, hidden) for _ in range(blocks))
+        self.leave = nn.Linear(hidden, chunk * ACTIONS)
+        self.scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
+
+    def velocity(self, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
+        """noisy (M, chunk, 7), level (M,) in 0..1, context (M, hidden) -> noise - actions, (M, chunk, 7)."""
+        condition = F.silu(context + self.level(sincos(1000 * level, self.hidden)))
+        x = self.enter(noisy.flatten(1))
+        for norm, up, down in zip(self.norms, self.ups, self.downs, strict=True):
+            x = x + down(F.silu(up(torch.cat([norm(x), condition], dim=-1))))
+        return self.leave(x).unflatten(-1, (self.chunk, ACTIONS)).float()
+
+    def loss(self, features: Tensor, actions: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """actions (M, chunk, 7), mask (M, chunk) -> unweighted part `flow`."""
+        context = self.context(features.flatten(1)).repeat(self.draws, 1)
+        actions, mask = actions.repeat(self.draws, 1, 1), mask.repeat(self.draws, 1)
+        level, noise = torch.rand(len(actions), device=actions.device), torch.randn_like(actions)
+        noisy = torch.lerp(actions, noise, level[:, None, None])
+        error = (self.velocity(noisy, level, context) - (noise - actions)).square()
+        return {"flow": weighted_mean(error, mask[..., None].float())}
+
+    def draw(self, generator: np.random.Generator) -> np.ndarray:
+        """The random numbers of one world's chunk."""
+        return generator.standard_normal((self.chunk, ACTIONS), dtype=np.float32)
+
+    def act(self, features: Tensor, draws: Tensor) -> Tensor:
+        """[ACT] outputs (M, queries, width) and noise (M, chunk, 7) -> actions (M, chunk, 7)."""
+        context, x = self.context(features.flatten(1)), draws
+        self.scheduler.set_timesteps(sigmas=[1 - i / self.steps for i in range(self.steps)], device=x.device)
+        for time in self.scheduler.timesteps:
+            velocity = self.velocity(x, (time / 1000).expand(len(x)), context)
+            x = self.scheduler.step(velocity, time, x, return_dict=False)[0]
+        opened = x[..., 6:] > 0
+        return torch.cat([x[..., :6], opened * 2.0 - 1.0], dim=-1)
+
+
+def build_head(
+    config: Mapping[str, Any], width: int, queries: int, chunk: int, loss: Mapping[str, float], gripper_rule: str
+) -> Regression | Flow:
+    """The head named by config["name"]: `regression` or `flow`; the other keys are its numbers."""
+    config = dict(config)
+    name = config.pop("name")
+    if name == "flow":
+        return Flow(width, queries, chunk, **config)
+    if name != "regression":
+        raise UserError(f"action head {name!r} is unknown: use regression or flow.")
+    return Regression(width, queries, chunk, beta=loss["beta"], decay=loss["decay"], gripper_rule=gripper_rule, **config)

@@ -1,0 +1,260 @@
+"""GR-1 as a policy: the loss on a batch of windows, and acting with a memory of frame tokens."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from policies.gr1 import foresight as frames_to_come
+from policies.gr1.heads import build_head, weighted_mean
+from policies.gr1.model import GR1
+from policies.nn.images import Transform, normalise, shift_pixels, to_pixels
+from vla.spec import ACTION, STATE, TASK, Spec, UserError, image_key
+
+FUTURE_PREFIX = "future.images."
+Memory = dict[str, Tensor]
+
+
+class GR1Policy(nn.Module):
+    """Meets `vla.policy.Policy` and `vla.policy.Imagining`, and is trained by `loss`.
+
+    spec: what the data or the world offers. Parts that it lacks (a camera, the state, the action) are left out: on a video
+    dataset this is GR-1's pre-training model of language, frames and [OBS] queries only.
+    statistics: feature name -> {"mean", "std"}; only `observation.state` is read. None when a checkpoint brings them.
+    size: side of the network's images in pixels; cameras: name -> {"pad": largest random shift in those pixels}.
+    history: number of frames in the window, `history_stride` control steps apart; chunk: actions predicted, by
+    `action_queries` parallel queries; foresight: {"steps": how far ahead, "fraction": part of a batch it is trained on,
+    "queries": [OBS] tokens per camera, "decoder": its numbers}; supervise: `all` places of a window or only the `last`.
+    loss: weights `arm`, `gripper`, `flow`, `foresight`, the smooth-L1 `beta`, and `decay` of later actions of a chunk.
+    micro_batch: worlds are computed in groups of exactly this many, so that an action never depends on its neighbours.
+    The other numbers are GR1's (policies/gr1/model.py).
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        statistics: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        size: int,
+        cameras: Mapping[str, Mapping[str, int]],
+        history: int,
+        history_stride: int,
+        chunk: int,
+        action_queries: int,
+        state: str,
+        head: Mapping[str, Any],
+        gripper_rule: str,
+        supervise: str,
+        loss: Mapping[str, float],
+        foresight: Mapping[str, Any],
+        augment: Mapping[str, float],
+        resize: str,
+        micro_batch: int,
+        width: int,
+        **network: Any,
+    ):
+        super().__init__()
+        names = [c for c in cameras if c in spec.cameras]
+        if not names:
+            raise UserError(f"the policy's cameras {sorted(cameras)} are not among {sorted(spec.cameras)}: rename or add one.")
+        for kind, wanted in (("state", 15), ("action", 7)):
+            if len(getattr(spec, kind)) not in (0, wanted):
+                raise UserError(f"{kind} has {len(getattr(spec, kind))} entries but policies.gr1 reads {wanted}: use CALVIN's.")
+        if chunk % action_queries:
+            raise UserError(f"chunk {chunk} is not a multiple of action_queries {action_queries}: change one of them.")
+        if supervise not in ("all", "last"):
+            raise UserError(f"supervise {supervise!r} is unknown: use all or last.")
+        self.spec = replace(spec, cameras={c: spec.cameras[c] for c in names}, environment_state=())
+        self.history, self.window, self.stride = history > 1, history, history_stride
+        self.horizon, self.supervise, self.weights, self.micro_batch = chunk, supervise, dict(loss), micro_batch
+        self.size, self.foresight_steps, self.fraction = size, int(foresight["steps"]), float(foresight["fraction"])
+        self.patch = int(foresight["decoder"]["patch"])
+        self.transform = Transform(size, {c: cameras[c]["pad"] for c in names}, **augment, mode=resize)
+        self.model = GR1(
+            names,
+            size,
+            state if spec.state else None,
+            action_queries if spec.action else 0,
+            width=width,
+            window=history,
+            queries=foresight["queries"],
+            decoder=foresight["decoder"],
+            **network,
+        )
+        self.head = build_head(head, width, action_queries, chunk, loss, gripper_rule) if spec.action else None
+        if statistics is not None and self.model.state_token is not None:
+            mean, std = (torch.as_tensor(np.asarray(statistics[STATE][k]), dtype=torch.float32) for k in ("mean", "std"))
+            self.model.state_token.mean.copy_(mean)
+            self.model.state_token.std.copy_(torch.where(std > 1e-4, std, 1.0))
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Where parts that a pretrained checkpoint lacks may start from instead: prefix -> prefix (see vla.checkpoint)."""
+        first, *rest = self.model.cameras
+        parts = {"obs_query": ".", "latent_token": ".", "cls_token": ".", "vision": "."}
+        return {f"model.{p}.{c}": f"model.{p}.{first}" for p in parts for c in rest}
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.time.device
+
+    # Training
+
+    def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """`loss`, under the name that wrappers of modules (DDP, autocast, compile) expect."""
+        return self.loss(batch)
+
+    def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted loss of a batch of windows (see vla/data/windows.py for its keys) and its unweighted parts, detached."""
+        cameras = self.model.cameras
+        b, t = batch[image_key(cameras[0])].shape[:2]
+        valid = batch.get("frame.mask", torch.ones(b, t, dtype=torch.bool, device=self.device))
+        jitters = {c: self.transform.jitter(c, b, self.device) if self.training else None for c in cameras}
+        dtype = torch.get_autocast_dtype(self.device.type) if torch.is_autocast_enabled(self.device.type) else torch.float32
+        images = {c: self.transform(batch[image_key(c)], jitters[c], dtype).flatten(0, 1) for c in cameras}
+        language = self.model.text(batch[TASK]).repeat_interleave(t, dim=0)
+        state = batch[STATE].flatten(0, 1) if self.model.state_token is not None else None
+        frames, patches = self.model.frame(images, state, language)
+        frames = frames.unflatten(0, (b, t))
+        steps = list(range(t)) if self.supervise == "all" else [t - 1]
+        some = max(1, round(b * self.fraction)) if self.weights["foresight"] > 0 else 0
+        act = self.head is not None
+        # Batches are shuffled: their first windows are a random part, and the only ones whose future is decoded.
+        features, obs = self.model.think(frames[:some], valid[:some], steps, act, True) if some else (None, {})
+        rest = self.model.think(frames[some:], valid[some:], steps, True, False)[0] if act and some < b else None
+        parts: dict[str, Tensor] = {}
+        if self.head is not None:
+            features = torch.cat([f for f in (features, rest) if f is not None]).flatten(0, 1)
+            mask = (batch["action.mask"][:, steps] & valid[:, steps, None]).flatten(0, 1)
+            parts |= self.head.loss(features, batch[ACTION][:, steps].flatten(0, 1), mask)
+        for camera, tokens in obs.items():
+            now = patches[camera].unflatten(0, (b, t))[:some, steps].flatten(0, 1)
+            prediction = self.model.imagine(tokens.flatten(0, 1), now)
+            future = self.transform.resize(batch[FUTURE_PREFIX + camera][:some, steps])
+            jitter = jitters[camera]
+            if jitter is not None:
+                jitter = type(jitter)(*(x[:some] for x in jitter))
+                future = shift_pixels(future, jitter.shift)
+            target = frames_to_come.targets(normalise(future, jitter).flatten(0, 1), self.patch)
+            error = (prediction.float() - target).square().mean((1, 2))
+            mask = (batch["future.mask"][:some, steps] & valid[:some, steps]).flatten()
+            parts[f"foresight_{camera}"] = weighted_mean(error, mask.float())
+        total = torch.stack([self.weights[name.split("_")[0]] * part for name, part in parts.items()]).sum()
+        return total, {name: part.detach() for name, part in parts.items()}
+
+    # Acting
+
+    def begin(self, seeds: Sequence[int]) -> Memory:
+        """Memory of `len(seeds)` fresh worlds: frame tokens, which exist, the instruction they are for, random counters."""
+        n, device = len(seeds), self.device
+        length = (self.window - 1) * self.stride + 1
+        memory: Memory = {
+            "seed": torch.tensor([s & (2**63 - 1) for s in seeds], dtype=torch.int64, device=device),
+            "count": torch.zeros(n, dtype=torch.int64, device=device),
+            "instruction": torch.zeros(n, dtype=torch.int64, device=device),
+            "frames": torch.zeros(n, length, self.model.inputs, self.model.time.shape[1], device=device),
+            "valid": torch.zeros(n, length, dtype=torch.bool, device=device),
+        }
+        for camera in self.model.cameras:
+            memory[f"picture.{camera}"] = torch.zeros(n, self.size, self.size, 3, dtype=torch.uint8, device=device)
+            if self.model.skip:
+                encoder: Any = self.model.vision[self.model.vision_of[camera]]
+                memory[f"patches.{camera}"] = torch.zeros(n, encoder.grid**2, encoder.patch_width, device=device)
+        return memory
+
+    def remember(self, observation: Mapping[str, Any], memory: Memory) -> Memory:
+        """Encode the new frame, and only it, into the memory. A new instruction starts a world's history anew."""
+        with self._still():
+            hashes = [int.from_bytes(hashlib.sha256(s.encode()).digest()[:7]) for s in observation[TASK]]
+            instruction = torch.tensor(hashes, dtype=torch.int64, device=self.device)
+            rows = self.model.text.rows(observation[TASK])
+            pictures = []
+            for c in self.model.cameras:
+                array = torch.from_numpy(np.ascontiguousarray(observation[image_key(c)])).to(self.device)
+                pictures.append(self.transform.resize(array[:, None])[:, 0])
+            state = torch.as_tensor(np.asarray(observation[STATE], np.float32), device=self.device) if self.spec.state else rows
+            tokens, *patches = self._in_groups(self._encode, rows, state, *pictures)
+            same = (memory["instruction"] == instruction)[:, None]
+            new = dict(memory)
+            new["instruction"] = instruction
+            new["frames"] = torch.cat([memory["frames"][:, 1:], tokens[:, None]], dim=1)
+            new["valid"] = torch.cat([memory["valid"][:, 1:] & same, torch.ones_like(same)], dim=1)
+            for i, camera in enumerate(self.model.cameras):
+                new[f"picture.{camera}"] = pictures[i]
+                if self.model.skip:
+                    new[f"patches.{camera}"] = patches[i]
+            return new
+
+    def act(self, observation: Mapping[str, Any], memory: Memory) -> tuple[np.ndarray, Memory]:
+        """Observation of N worlds -> actions float32 (N, chunk, 7) in the spec's range, and the new memory."""
+        if self.head is None:
+            raise UserError("this policy was pretrained on video and has no action head: train it on robot data first.")
+        new = self.remember(observation, memory)
+        pairs = zip(new["seed"].tolist(), new["count"].tolist(), strict=True)
+        # Philox is a function of (seed, count): a world's numbers do not depend on what was drawn elsewhere.
+        drawn = np.stack([self.head.draw(np.random.Generator(np.random.Philox(key=pair))) for pair in pairs])
+        with self._still():
+            (actions,) = self._in_groups(self._decide, *self._view(new), torch.from_numpy(drawn).to(self.device))
+        low, high = (np.array([getattr(e, k) for e in self.spec.action], np.float32) for k in ("low", "high"))
+        return np.clip(actions.float().cpu().numpy(), low, high), {**new, "count": new["count"] + 1}
+
+    def foresee(self, memory: Memory) -> dict[str, np.ndarray]:
+        """What the last frame in memory leads to, `foresight_steps` later: camera -> uint8 (N, size, size, 3).
+
+        The network predicts how patches look, not their brightness and contrast: those are taken from the current frame
+        (see policies.gr1.foresight.imagine).
+        """
+        cameras = self.model.cameras
+        skips = [memory[f"patches.{c}"] for c in cameras] if self.model.skip else []
+        with self._still():
+            pictures = [memory[f"picture.{c}"] for c in cameras]
+            imagined = self._in_groups(self._imagine, *self._view(memory), *pictures, *skips)
+        return {c: image.cpu().numpy() for c, image in zip(cameras, imagined, strict=True)}
+
+    def _view(self, memory: Memory) -> tuple[Tensor, Tensor]:
+        return memory["frames"][:, :: self.stride], memory["valid"][:, :: self.stride]
+
+    def _encode(self, rows: Tensor, state: Tensor, *pictures: Tensor) -> tuple[Tensor, ...]:
+        images = {c: normalise(p) for c, p in zip(self.model.cameras, pictures, strict=True)}
+        tokens, patches = self.model.frame(images, state if self.spec.state else None, self.model.text.vector(rows))
+        return (tokens, *(patches[c] for c in self.model.cameras))
+
+    def _decide(self, frames: Tensor, valid: Tensor, drawn: Tensor) -> tuple[Tensor]:
+        features, _ = self.model.think(frames, valid, [self.window - 1], True, False)
+        assert self.head is not None and features is not None
+        return (self.head.act(features[:, 0], drawn),)
+
+    def _imagine(self, frames: Tensor, valid: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        cameras = self.model.cameras
+        _, obs = self.model.think(frames, valid, [self.window - 1], False, True)
+        images = []
+        for i, camera in enumerate(cameras):
+            patches = rest[len(cameras) + i] if self.model.skip else None
+            prediction = self.model.imagine(obs[camera][:, 0], patches)
+            images.append(to_pixels(frames_to_come.imagine(prediction, normalise(rest[i]), self.patch)))
+        return tuple(images)
+
+    def _in_groups(self, function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
+        """`function` on groups of exactly `micro_batch` rows: matrix products round differently at different batch sizes."""
+        n = len(tensors[0])
+        places = torch.arange(-(-n // self.micro_batch) * self.micro_batch, device=tensors[0].device).clamp(max=n - 1)
+        groups = [function(*(x[part] for x in tensors)) for part in places.split(self.micro_batch)]
+        return tuple(torch.cat(outputs)[:n] for outputs in zip(*groups, strict=True))
+
+    @contextmanager
+    def _still(self) -> Iterator[None]:
+        """Evaluation mode without gradients, in float32, and back."""
+        training = self.training
+        self.eval()
+        try:
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                yield
+        finally:
+            self.train(training)

@@ -1,0 +1,108 @@
+"""The one way from camera pixels to network input, used by training and by rollout alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+"""ImageNet's mean and standard deviation of RGB in 0..1."""
+
+
+class Jitter(NamedTuple):
+    """One random change per window: pixels shifted (B, 2) int64 (down, right), RGB times gain (B, 3) plus bias (B, 3) in 0..1."""
+
+    shift: Tensor
+    gain: Tensor
+    bias: Tensor
+
+
+def draw_jitter(batch: int, pad: int, brightness: float, colour: float, device: torch.device) -> Jitter:
+    """Random shift of up to `pad` pixels, brightness of up to +-`brightness`, gain per colour channel of up to +-`colour`."""
+    shift = torch.randint(-pad, pad + 1, (batch, 2), device=device)
+    gain = 1 + colour * (2 * torch.rand(batch, 3, device=device) - 1)
+    bias = brightness * (2 * torch.rand(batch, 1, device=device) - 1)
+    return Jitter(shift, gain, bias.expand(-1, 3))
+
+
+@lru_cache(maxsize=32)
+def _area(size: int, wanted: int) -> Tensor:
+    """(wanted, size) matrix that averages each output pixel's exact share of the input pixels."""
+    edges = torch.arange(wanted + 1, dtype=torch.float64) * size / wanted
+    low, high = edges[:-1, None], edges[1:, None]
+    pixel = torch.arange(size, dtype=torch.float64)
+    overlap = (torch.minimum(high, pixel + 1) - torch.maximum(low, pixel)).clamp(min=0)
+    return (overlap / overlap.sum(1, keepdim=True)).float()
+
+
+def resize(images: Tensor, size: int, mode: str = "area") -> Tensor:
+    """uint8 (M, H, W, 3) -> uint8 (M, size, size, 3). `area` averages (no aliasing when shrinking), `bicubic` as published."""
+    height, width = images.shape[1:3]
+    if (height, width) == (size, size):
+        return images
+    if mode == "bicubic":
+        out = F.interpolate(images.permute(0, 3, 1, 2).float(), (size, size), mode="bicubic", antialias=True)
+        return out.permute(0, 2, 3, 1).round().clamp(0, 255).to(torch.uint8)
+    with torch.autocast(images.device.type, enabled=False):
+        rows = _area(height, size).to(images.device) @ images.float().flatten(2)
+        both = _area(width, size).to(images.device) @ rows.view(len(images) * size, width, 3)
+    return both.round().to(torch.uint8).view(len(images), size, size, 3)
+
+
+def shift_pixels(images: Tensor, shift: Tensor) -> Tensor:
+    """uint8 (B, T, H, W, 3) moved by `shift` (B, 2), the same for all frames of a window; the border pixel is repeated."""
+    b, t, h, w, _ = images.shape
+    device = images.device
+    rows = (torch.arange(h, device=device) - shift[:, :1]).clamp(0, h - 1)
+    columns = (torch.arange(w, device=device) - shift[:, 1:]).clamp(0, w - 1)
+    frames = torch.arange(b * t, device=device).view(b, t, 1, 1) * (h * w)
+    index = frames + (rows * w)[:, None, :, None] + columns[:, None, None, :]
+    return images.reshape(-1, 3).index_select(0, index.flatten()).view(b, t, h, w, 3)
+
+
+def normalise(images: Tensor, jitter: Jitter | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 (B, T, H, W, 3) -> (B, T, H, W, 3) with ImageNet's mean and std removed, after the jitter's gain and bias."""
+    device = images.device
+    mean, std = torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
+    scale, offset = 1 / (255 * std), -mean / std
+    if jitter is not None:
+        scale, offset = scale * jitter.gain, offset + jitter.bias / std
+        scale, offset = scale[:, None, None, None], offset[:, None, None, None]
+    return torch.addcmul(offset.to(dtype), images.to(dtype), scale.to(dtype))
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """The inverse of `normalise`: float (..., 3) -> uint8."""
+    mean, std = torch.tensor(MEAN, device=images.device), torch.tensor(STD, device=images.device)
+    return ((images.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+class Transform:
+    """Resize, then at training one random shift and colour change per window, then normalise.
+
+    size: side of the network's input in pixels. pads: camera -> largest random shift in those pixels. mode: `resize`'s.
+    """
+
+    def __init__(self, size: int, pads: Mapping[str, int], brightness: float, colour: float, mode: str):
+        self.size, self.pads, self.brightness, self.colour, self.mode = size, pads, brightness, colour, mode
+
+    def jitter(self, camera: str, batch: int, device: torch.device) -> Jitter:
+        """A random change for each of `batch` windows."""
+        return draw_jitter(batch, self.pads[camera], self.brightness, self.colour, device)
+
+    def resize(self, images: Tensor) -> Tensor:
+        """uint8 (B, T, H, W, 3) -> uint8 (B, T, size, size, 3)."""
+        return resize(images.flatten(0, 1), self.size, self.mode).unflatten(0, images.shape[:2])
+
+    def __call__(self, images: Tensor, jitter: Jitter | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+        """uint8 (B, T, H, W, 3) of any size -> normalised (B, T, size, size, 3)."""
+        images = self.resize(images)
+        if jitter is not None:
+            images = shift_pixels(images, jitter.shift)
+        return normalise(images, jitter, dtype)

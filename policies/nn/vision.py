@@ -1,0 +1,178 @@
+"""Vision encoders behind one interface.
+
+encoder(images (M, size, size, 3) normalised, language (M, D) or None) -> cls (M, cls_width), patches (M, P, patch_width)
+
+`patches` are the cells of the last map, row by row, with their position added; `grid` is the map's side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vla.spec import UserError
+
+
+class Film(nn.Module):
+    """Scale and shift of every channel from the instruction; starts as the identity."""
+
+    def __init__(self, language: int, channels: int):
+        super().__init__()
+        self.linear = nn.Linear(language, 2 * channels)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Tensor, language: Tensor) -> Tensor:
+        scale, shift = self.linear(language).to(x.dtype)[:, :, None, None].chunk(2, dim=1)
+        return torch.addcmul(shift, x, 1 + scale)
+
+
+def map_norm(x: Tensor) -> Tensor:
+    """GroupNorm with one group and no affine part, (M, C, H, W) in channels-last memory, as one quick layer norm.
+
+    The scale and bias of each channel are the convolution's own, which comes just before. (torch's GroupNorm is 3 to 10
+    times slower on a CPU in this memory format.)
+    """
+    cells = x.permute(0, 2, 3, 1)
+    return F.layer_norm(cells.flatten(1), (cells[0].numel(),)).view(cells.shape).permute(0, 3, 1, 2)
+
+
+class Readout(nn.Module):
+    """Map (M, C, g, g) -> cls and patches.
+
+    The cls is a linear layer on the *flattened* map, reduced to `reduced` channels: pooling would throw away where things are.
+    """
+
+    def __init__(self, channels: int, grid: int, reduced: int, cls_width: int):
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, reduced, 1)
+        self.cls = nn.Linear(reduced * grid * grid, cls_width)
+        self.position = nn.Parameter(torch.randn(grid * grid, channels) * 0.02)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        cells = x.permute(0, 2, 3, 1)
+        reduced = self.reduce(x).permute(0, 2, 3, 1)
+        return self.cls(F.silu(reduced).flatten(1)), cells.flatten(1, 2) + self.position
+
+
+class Conv(nn.Module):
+    """Four convolutions (5x5/2, 3x3/2, 3x3/2, 3x3), each normalised over its map; the instruction modulates the last two."""
+
+    def __init__(self, size: int, channels: tuple[int, int, int, int], reduced: int, cls_width: int, language: int | None):
+        super().__init__()
+        ins = (3, *channels[:3])
+        kernels, strides = (5, 3, 3, 3), (2, 2, 2, 1)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(i, o, k, s, k // 2) for i, o, k, s in zip(ins, channels, kernels, strides, strict=True)
+        )
+        self.films = nn.ModuleList(Film(language, c) for c in channels[2:]) if language else None
+        self.grid, self.cls_width, self.patch_width = size // 8, cls_width, channels[3]
+        self.readout = Readout(channels[3], self.grid, reduced, cls_width)
+
+    def forward(self, images: Tensor, language: Tensor | None) -> tuple[Tensor, Tensor]:
+        x = images.permute(0, 3, 1, 2)
+        for i, conv in enumerate(self.convs):
+            x = map_norm(conv(x))
+            if self.films is not None and i >= 2:
+                x = self.films[i - 2](x, cast(Tensor, language))
+            x = F.silu(x)
+        return self.readout(x)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with GroupNorm, the second one modulated by the instruction, and a shortcut."""
+
+    def __init__(self, ins: int, outs: int, stride: int, language: int | None):
+        super().__init__()
+        self.conv1 = nn.Conv2d(ins, outs, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(outs, outs, 3, 1, 1, bias=False)
+        self.norm1, self.norm2 = nn.GroupNorm(16, outs), nn.GroupNorm(16, outs)
+        self.film = Film(language, outs) if language else None
+        self.shortcut = nn.Conv2d(ins, outs, 1, stride, bias=False) if stride != 1 or ins != outs else nn.Identity()
+
+    def forward(self, x: Tensor, language: Tensor | None) -> Tensor:
+        y = self.norm2(self.conv2(F.silu(self.norm1(self.conv1(x)))))
+        if self.film is not None:
+            y = self.film(y, cast(Tensor, language))
+        return F.silu(self.shortcut(x) + y)
+
+
+class ResNet(nn.Module):
+    """ResNet-18's stages with GroupNorm and FiLM on a 5x5/2 stem without pooling: the map is size / 16 on a side."""
+
+    def __init__(self, size: int, channels: tuple[int, ...], reduced: int, cls_width: int, language: int | None):
+        super().__init__()
+        self.stem = nn.Conv2d(3, channels[0], 5, 2, 2, bias=False)
+        self.norm = nn.GroupNorm(16, channels[0])
+        blocks = []
+        for i, c in enumerate(channels):
+            blocks += [
+                ResidualBlock(channels[max(i - 1, 0)], c, 1 if i == 0 else 2, language),
+                ResidualBlock(c, c, 1, language),
+            ]
+        self.blocks = nn.ModuleList(blocks)
+        self.grid, self.cls_width, self.patch_width = size // 2 ** len(channels), cls_width, channels[-1]
+        self.readout = Readout(channels[-1], self.grid, reduced, cls_width)
+
+    def forward(self, images: Tensor, language: Tensor | None) -> tuple[Tensor, Tensor]:
+        x = F.silu(self.norm(self.stem(images.permute(0, 3, 1, 2))))
+        for block in self.blocks:
+            x = block(x, language)
+        return self.readout(x)
+
+
+class FrozenMAE(nn.Module):
+    """The MAE ViT-B/16 encoder of transformers, frozen and always in evaluation mode: cls after the last norm, patch tokens.
+
+    weights: hub name or folder ("facebook/vit-mae-base"), or None for the architecture alone (counting, tests).
+    Its weights are not part of the policy's checkpoint: they are read again from where they came from.
+    """
+
+    def __init__(self, size: int, weights: str | None, options: Mapping[str, Any] | None = None):
+        super().__init__()
+        from transformers import ViTMAEConfig, ViTMAEModel
+
+        if weights is None:
+            model = ViTMAEModel(ViTMAEConfig(image_size=size, mask_ratio=0.0, **(options or {})))
+        else:
+            try:
+                model = cast(Any, ViTMAEModel).from_pretrained(weights, mask_ratio=0.0)
+            except OSError as error:
+                raise UserError(
+                    f"vision weights {weights!r} are neither on this machine nor reachable: download them, or use policy=gr1_small."
+                ) from error
+        config = model.config
+        if config.image_size != size:
+            raise UserError(f"vision weights are for images of {config.image_size} px, the policy asks for {size}: set size.")
+        self.grid = size // config.patch_size
+        self.cls_width = self.patch_width = config.hidden_size
+        # Held outside nn.Module's registry, so that it is in no parameter list and no checkpoint, but moves with the policy.
+        self.__dict__["model"] = model.requires_grad_(False).eval()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenMAE:
+        self.model._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, language: Tensor | None) -> tuple[Tensor, Tensor]:
+        # The model shuffles patches by `noise` even when none is masked; rising noise keeps their order.
+        noise = torch.arange(self.grid**2, device=images.device).expand(len(images), -1).float()
+        tokens = self.model(images.permute(0, 3, 1, 2), noise=noise).last_hidden_state
+        return tokens[:, 0], tokens[:, 1:]
+
+
+def build_vision(config: Mapping[str, Any], size: int, language: int | None) -> nn.Module:
+    """The encoder named by config["name"]: `conv`, `resnet` or `mae_vit_b16`; the other keys are its numbers."""
+    config = dict(config)
+    name = config.pop("name")
+    if name == "mae_vit_b16":
+        return FrozenMAE(size, **config)
+    film = config.pop("film")
+    kinds = {"conv": Conv, "resnet": ResNet}
+    if name not in kinds:
+        raise UserError(f"vision encoder {name!r} is unknown: use one of {sorted([*kinds, 'mae_vit_b16'])}.")
+    return kinds[name](size, tuple(config.pop("channels")), language=language if film else None, **config)
