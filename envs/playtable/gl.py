@@ -101,12 +101,14 @@ class GLRasteriser:
             for field, values in zip((data.geom_xpos, data.geom_xmat, data.cam_xpos, data.cam_xmat), poses, strict=True):
                 field[:] = values[n]
             for name in self.cameras:
-                image, metres = self._draw(int(model_of[n]), name, looks[n])
+                image = self._draw(int(model_of[n]), name, looks[n])
                 images[name][n] = shrink(image[None], self.supersample)[0]
-                if depth is not None:
-                    depth[name][n] = metres[:: self.supersample, :: self.supersample]
-                if segmentation is not None:
-                    segmentation[name][n] = self._segment(int(model_of[n]), name)[:: self.supersample, :: self.supersample]
+                if depth is not None or segmentation is not None:
+                    metres, ids = self._measure(int(model_of[n]), name)
+                    if depth is not None:
+                        depth[name][n] = metres[:: self.supersample, :: self.supersample]
+                    if segmentation is not None:
+                        segmentation[name][n] = ids[:: self.supersample, :: self.supersample]
         return images
 
     def close(self) -> None:
@@ -115,8 +117,8 @@ class GLRasteriser:
             drawer.free()
         self._gl.free()
 
-    def _draw(self, index: int, name: str, look: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """Picture (H, W, 3) and depth in metres (H, W) of the poses that data holds now."""
+    def _draw(self, index: int, name: str, look: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Picture (H, W, 3) of the poses that data holds now."""
         ambient, key, head = look[0], look[1], look[5]
         model, view = self._models[index], self._scenes[index]
         model.vis.headlight.ambient[:], model.vis.headlight.diffuse[:] = ambient, head
@@ -133,21 +135,22 @@ class GLRasteriser:
         background = np.broadcast_to(look[7:10] + (look[10:13] - look[7:10]) * mix, image.shape)
         empty = depth <= 0
         image[empty] = background[empty]
-        metres = self._near * FAR / np.maximum(self._near + depth * (FAR - self._near), 1e-30)
-        return image, np.where(empty, np.inf, metres).astype(np.float32)
+        return image
 
-    def _segment(self, index: int, name: str) -> NDArray[np.int32]:
-        """Geom ids (H, W), -1 where nothing is."""
+    def _measure(self, index: int, name: str) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """Depth in metres and geom ids (H, W); inf and -1 where nothing is. Drawn without antialiasing or textures."""
         view = self._scenes[index]
         flags = [mujoco.mjtRndFlag.mjRND_SEGMENT.value, mujoco.mjtRndFlag.mjRND_IDCOLOR.value]
         self._update(index, name)
         view.flags[flags] = 1
-        image, _ = self._read(index, name)
+        image, depth = self._read(index, name)
         view.flags[flags] = 0
         geom_of = np.full(view.ngeom + 1, -1, np.int32)
         for geom in view.geoms[: view.ngeom]:
             geom_of[geom.segid + 1] = geom.objid
-        return geom_of[image.astype(np.int32) @ np.array([1, 256, 65536])]
+        metres = self._near * FAR / (self._near + depth * (FAR - self._near))
+        metres[depth <= 0] = np.inf
+        return metres, geom_of[image.astype(np.int32) @ np.array([1, 256, 65536])]
 
     def _update(self, index: int, name: str) -> None:
         camera = mujoco.MjvCamera()

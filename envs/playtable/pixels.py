@@ -16,7 +16,7 @@ import numpy as np
 # Indices into a world's float32 look vector; see Look in raster.py.
 AMBIENT, KEY, KEY_X, KEY_Y, KEY_Z, HEADLIGHT, SHADOW, TOP, BOTTOM, LOOK_SIZE = 0, 1, 2, 3, 4, 5, 6, 7, 10, 13
 SHADOW_SIZE = 128  # shadow map texels a side
-HALF, ONE, ZERO = np.float32(0.5), np.float32(1), np.float32(0)
+HALF, ONE, ZERO, EDGE = np.float32(0.5), np.float32(1), np.float32(0), np.float32(SHADOW_SIZE - 1)
 _jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
@@ -289,7 +289,11 @@ def _shade(image, owner, inverse_depth, record, geom_of, rgba, texture, texels, 
         place[i, 0], place[i, 1] = turn[0] / focal, turn[1] / focal
         place[i, 2] = turn[2] - (turn[0] * middle_x + turn[1] * middle_y) / focal
         place[i, 3] = offset + (0.5 * SHADOW_SIZE - 0.5 if i < 2 else 0.0)
-    shaded = shadow.shape[0] > 0 and look[SHADOW] > 0
+    darkness = look[SHADOW]
+    shaded = shadow.shape[0] > 0 and darkness > 0
+    p00, p01, p02, p03 = place[0]
+    p10, p11, p12, p13 = place[1]
+    p20, p21, p22, p23 = place[2]
     bias = np.float32(0.4 * 2 * region[3] / SHADOW_SIZE)
     side = texels.shape[1]
     for y in range(height):
@@ -308,15 +312,18 @@ def _shade(image, owner, inverse_depth, record, geom_of, rgba, texture, texels, 
             key = (item[6] * fx + item[7] * fy + item[8]) * z
             if key > ZERO:
                 if shaded:
-                    su = z * (place[0, 0] * fx + place[0, 1] * fy + place[0, 2]) + place[0, 3]
-                    sv = z * (place[1, 0] * fx + place[1, 1] * fy + place[1, 2]) + place[1, 3]
-                    if su > ZERO and sv > ZERO and su < SHADOW_SIZE - 1 and sv < SHADOW_SIZE - 1:
-                        sd = z * (place[2, 0] * fx + place[2, 1] * fy + place[2, 2]) + place[2, 3] + bias
-                        iu, iv = int(su), int(sv)
+                    su = z * (p00 * fx + p01 * fy + p02) + p03
+                    sv = z * (p10 * fx + p11 * fy + p12) + p13
+                    if su > ZERO and sv > ZERO and su < EDGE and sv < EDGE:
+                        sd = z * (p20 * fx + p21 * fy + p22) + p23 + bias
+                        iu, iv = np.uint32(su), np.uint32(sv)
                         u, v = su - np.float32(iu), sv - np.float32(iv)
-                        row = (ONE - u) * np.float32(shadow[iv, iu] > sd) + u * np.float32(shadow[iv, iu + 1] > sd)
-                        next_row = (ONE - u) * np.float32(shadow[iv + 1, iu] > sd) + u * np.float32(shadow[iv + 1, iu + 1] > sd)
-                        key *= ONE - look[SHADOW] * (row + v * (next_row - row))
+                        right, up = iu + np.uint32(1), iv + np.uint32(1)
+                        near_left, near_right = np.float32(shadow[iv, iu] > sd), np.float32(shadow[iv, right] > sd)
+                        far_left, far_right = np.float32(shadow[up, iu] > sd), np.float32(shadow[up, right] > sd)
+                        near_row = near_left + u * (near_right - near_left)
+                        far_row = far_left + u * (far_right - far_left)
+                        key *= ONE - darkness * (near_row + v * (far_row - near_row))
                 light += key
             light = max(light, ZERO) * np.float32(255)
             g = geom_of[face]

@@ -9,6 +9,7 @@ face most nearly looks along in its geom's own frame, repeats, and multiplies th
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -71,9 +72,10 @@ class Rasteriser:
         scenes: list[mujoco.MjModel] = [models] if isinstance(models, mujoco.MjModel) else list(models)
         self.cameras = dict(cameras)
         self.shadows, self.supersample, self._near = shadows, supersample, near
+        self._eyes = scenes[0].ncam
         self._camera_of = {name: np.array([camera_id(model, name) for model in scenes], np.int32) for name in cameras}
         self._fovy_scale = {
-            name: np.array([1 / np.tan(np.radians(m.cam_fovy[i]) / 2) for m, i in zip(scenes, ids, strict=True)])
+            name: np.array([round(1 / math.tan(math.radians(m.cam_fovy[i]) / 2), 9) for m, i in zip(scenes, ids, strict=True)])
             for name, ids in self._camera_of.items()
         }
         tables = tabulate(scenes)
@@ -114,24 +116,25 @@ class Rasteriser:
         mask (N,): worlds where it is False are left as they are in `out`, black without one. depth and segmentation:
         camera -> arrays (N, H, W) to fill with metres along the optical axis (inf where nothing is) and geom ids (-1).
         """
-        position = np.array(geom_xpos, np.float32, order="C")
-        count, geoms = position.shape[:2]
-        model_of = np.array(np.broadcast_to(0 if model_index is None else np.asarray(model_index, np.int32), count), np.int32)
-        rgba = np.array(self._rgba[model_of] if geom_rgba is None else geom_rgba, np.float32, order="C")
-        texture = np.array(np.broadcast_to(-1 if geom_tex is None else np.asarray(geom_tex), (count, geoms)), np.int16)
-        looks = np.array(
-            np.broadcast_to(_DEFAULT_LOOK if look is None else np.asarray(look), (count, pixels.LOOK_SIZE)), np.float32
-        )
-        geom_mat, cam_pos = np.array(geom_xmat, np.float32, order="C"), np.array(cam_xpos, np.float32, order="C")
-        cam_mat = np.array(cam_xmat, np.float32, order="C")
+        count, geoms, eyes = len(np.asarray(geom_xpos)), self._rgba.shape[1], self._eyes
+        position, geom_mat = _fit("geom_xpos", geom_xpos, (count, geoms, 3)), _fit("geom_xmat", geom_xmat, (count, geoms, 9))
+        cam_pos, cam_mat = _fit("cam_xpos", cam_xpos, (count, eyes, 3)), _fit("cam_xmat", cam_xmat, (count, eyes, 9))
+        model_of = _fit("model_index", 0 if model_index is None else model_index, (count,), np.int32, len(self._rgba))
+        rgba = _fit("geom_rgba", self._rgba[model_of] if geom_rgba is None else geom_rgba, (count, geoms, 4))
+        texture = _fit("geom_tex", -1 if geom_tex is None else geom_tex, (count, geoms), np.int16, len(self._bank[0]))
+        looks = _fit("look", _DEFAULT_LOOK if look is None else look, (count, pixels.LOOK_SIZE))
         worlds = np.arange(count, dtype=np.int32) if mask is None else np.flatnonzero(np.asarray(mask)).astype(np.int32)
         shadows = np.empty((count if self.shadows else 0, pixels.SHADOW_SIZE, pixels.SHADOW_SIZE), np.float32)
         shape = {name: (count, *size) for name, size in self.cameras.items()}
         images = {name: np.zeros((*s, 3), np.uint8) for name, s in shape.items()} if out is None else out
+        for name, expected in shape.items():
+            for given, tail in ((images, (3,)), (depth, ()), (segmentation, ())):
+                if given is not None and given[name].shape != (*expected, *tail):
+                    raise UserError(f"image {name!r} has shape {given[name].shape}: give arrays of shape {(*expected, *tail)}.")
         scale = self.supersample
         large = {
-            name: image if scale == 1 else np.zeros((s[0], s[1] * scale, s[2] * scale, 3), np.uint8)
-            for (name, s), image in zip(shape.items(), (images[n] for n in shape), strict=True)
+            name: images[name] if scale == 1 else np.zeros((s[0], s[1] * scale, s[2] * scale, 3), np.uint8)
+            for name, s in shape.items()
         }
 
         def part(worlds: NDArray[np.int32]) -> None:
@@ -167,8 +170,30 @@ class Rasteriser:
         notice.cancel()
 
 
+def renderer(kind: str, models: mujoco.MjModel | Sequence[mujoco.MjModel], cameras: Mapping[str, tuple[int, int]], **options):
+    """The renderer that a config asks for by word: "raster" (this one) or "gl" (MuJoCo's). Raises UserError for another."""
+    if kind == "raster":
+        return Rasteriser(models, cameras, **options)
+    if kind == "gl":
+        from envs.playtable.gl import GLRasteriser
+
+        return GLRasteriser(models, cameras, **options)
+    raise UserError(f"renderer {kind!r} is unknown: choose 'raster' or 'gl'.")
+
+
 _DEFAULT_LOOK = Look().pack()
 _NO_DEPTH, _NO_IDS = np.empty((0, 0, 0), np.float32), np.empty((0, 0, 0), np.int32)
+
+
+def _fit(name: str, values: ArrayLike, shape: tuple[int, ...], kind: type = np.float32, limit: int | None = None) -> NDArray:
+    """A fresh contiguous array of one type for the kernels, which check nothing; raises UserError for misfits."""
+    try:
+        fitted = np.array(np.broadcast_to(np.asarray(values), shape), kind, order="C")
+    except ValueError:
+        raise UserError(f"{name} has shape {np.shape(values)}: give {shape}.") from None
+    if limit is not None and fitted.size and fitted.max() >= limit:
+        raise UserError(f"{name} holds {fitted.max()}: give numbers below {limit}.")
+    return fitted
 
 
 def camera_id(model: mujoco.MjModel, name: str) -> int:

@@ -55,8 +55,9 @@ def tabulate(models: Sequence[mujoco.MjModel]) -> Tables:
     faces: list[NDArray[np.int64]] = [np.zeros((0, 3), np.int64)]
     first_vertex = first_face = 0
     for m, model in enumerate(models):
-        if model.ngeom != count:
-            raise UserError(f"scene {m} has {model.ngeom} geoms but scene 0 has {count}: build all scenes with the same parts.")
+        if (model.ngeom, model.ncam) != (count, models[0].ncam):
+            parts = f"{model.ngeom} geoms and {model.ncam} cameras, scene 0 has {count} and {models[0].ncam}"
+            raise UserError(f"scene {m} has {parts}: build all scenes with the same parts.")
         for g in range(count):
             if model.geom_group[g] >= GROUPS:
                 continue
@@ -132,16 +133,21 @@ def _box(half: NDArray[np.float64]) -> Surface:
 
 def _dome(radius: float, half: float) -> list[tuple[float, float, float, float]]:
     """Profile of a sphere (half 0) or capsule from the top pole down: (distance from axis, z, normal out, normal up)."""
-    angle = np.linspace(np.pi / 2, 0, STACKS + 1)
-    upper = [(radius * np.cos(a), half + radius * np.sin(a), np.cos(a), np.sin(a)) for a in angle]
+    circle = _circle(4 * STACKS)[STACKS::-1]
+    upper = [(radius * c, half + radius * s, c, s) for c, s in circle]
     lower = [(r, -z, out, -up) for r, z, out, up in reversed(upper)]
     return upper + (lower if half > 0 else lower[1:])
 
 
+def _circle(count: int) -> NDArray[np.float64]:
+    """Cosine and sine of `count` equal steps around, rounded so that libraries which differ in the last bit agree."""
+    turn = np.arange(count) * (2 * np.pi / count)
+    return np.stack([np.cos(turn), np.sin(turn)], 1).round(9)
+
+
 def _revolve(profile: list[tuple[float, float, float, float]]) -> Surface:
     """Turn a profile (top to bottom) about the z axis."""
-    turn = np.arange(SLICES) * (2 * np.pi / SLICES)
-    ring = np.stack([np.cos(turn), np.sin(turn)], 1)
+    ring = _circle(SLICES)
     vertex = np.concatenate([np.column_stack([ring * r, np.full(SLICES, z)]) for r, z, _, _ in profile])
     normal = np.concatenate([np.column_stack([ring * out, np.full(SLICES, up)]) for _, _, out, up in profile])
     face = []
