@@ -45,7 +45,7 @@ def prefetch(source: Source, start: int, stride: int, device: torch.device) -> I
             try:
                 item: Batch | BaseException = source.batch(number)
                 if device.type == "cuda":
-                    item = {k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in item.items()}
+                    item = {k: v.pin_memory() if _on_cpu(v) else v for k, v in item.items()}
             except BaseException as error:
                 item = error
             while not stop.is_set():
@@ -69,3 +69,7 @@ def prefetch(source: Source, start: int, stride: int, device: torch.device) -> I
     finally:
         stop.set()
         thread.join(timeout=10)
+
+
+def _on_cpu(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.device.type == "cpu"

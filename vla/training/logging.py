@@ -39,8 +39,8 @@ class Smooth:
         """Take in one step's values; a name may be absent in some steps."""
         for name, value in values.items():
             value = torch.as_tensor(value).detach().float()
-            before = self._sums.get(name)
-            self._sums[name] = value * (1 - self.decay) if before is None else before.lerp(value.to(before.device), 1 - self.decay)
+            before = self._sums.get(name, torch.zeros_like(value))
+            self._sums[name] = before.lerp(value.to(before.device), 1 - self.decay)
             self._weights[name] = 1 - (1 - self._weights.get(name, 0.0)) * self.decay
 
     def values(self) -> dict[str, float]:
@@ -60,7 +60,10 @@ class Smooth:
 
 
 def line(step: int, fraction: float, losses: Mapping[str, float], lr: float, rate: float, eta: float, total: int | None) -> str:
-    """One line of the log: `step 1,200/20,000   6.0 %  loss 0.1234 (action 0.1, ...)  lr 9.8e-04  812 windows/s  3.1 GB  ETA 0:12:31`.
+    """One line of the log:
+
+    step 1,200/20,000    6.0 %  loss 0.1234 (action 0.1000, ...)  lr 9.8e-04  812 windows/s  3.1 GB  ETA 0:12:31
+
 
     `rate` in windows a second, `eta` in seconds, `total` the number of steps where it is known.
     """
@@ -87,7 +90,9 @@ class Board:
         self._wandb = None
         if wandb is not None:
             if importlib.util.find_spec("wandb") is None:
-                raise UserError("trainer.wandb is set but wandb is not installed: run `uv pip install wandb` or set trainer.wandb=null.")
+                raise UserError(
+                    "trainer.wandb is set but wandb is absent: run `uv pip install wandb` or set trainer.wandb=null."
+                )
             import wandb as client
 
             # The run's id lives beside the checkpoints, so that a resumed run goes on with the same curve.
@@ -132,7 +137,8 @@ def circumstances(device: torch.device) -> dict[str, Any]:
 def cpu_name() -> str:
     """The processor's name."""
     info = Path("/proc/cpuinfo")
-    names = [text.split(":", 1)[1].strip() for text in info.read_text().splitlines() if text.startswith("model name")] if info.exists() else []
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [text.split(":", 1)[1].strip() for text in lines if text.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
 
@@ -159,7 +165,6 @@ def _commit() -> str | None:
     here = Path(__file__).parent
     try:
         found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
-        changed = subprocess.run(["git", "status", "--porcelain", "--", "."], cwd=here, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() + ("+changes" if changed.stdout.strip() else "") if found.returncode == 0 else None
+    return found.stdout.strip() if found.returncode == 0 else None

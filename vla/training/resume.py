@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from vla.spec import UserError
@@ -42,7 +41,9 @@ def checkpoint_folder(out: Path, step: int) -> Path:
 
 
 def tidy(out: Path, keep: int) -> None:
-    """Keep the newest `keep` checkpoints and point the link `out/last` at the newest."""
+    """Keep the newest `keep` checkpoints, link `out/last` to the newest, and clear away what a kill left half done."""
+    for leftover in (*out.glob(f".{PREFIX}*"), *out.glob(f"old-{PREFIX}*")):
+        shutil.rmtree(leftover)
     *old, newest = checkpoints(out)
     link = out / "last.tmp"
     link.unlink(missing_ok=True)
@@ -55,7 +56,7 @@ def tidy(out: Path, keep: int) -> None:
 
 
 def tensors(module: nn.Module, average: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Own copies of the weights as trained (not averaged), the buffers, the average and the optimizer's moments, in one flat dict."""
+    """Copies of the weights as trained (not averaged), buffers, average and the optimizer's moments, in one flat dict."""
     flat = {f"buffer.{name}": buffer for name, buffer in module.named_buffers()}
     flat |= {f"average.{name}": value for name, value in average.items()}
     for name, parameter in module.named_parameters():

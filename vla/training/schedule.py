@@ -23,9 +23,9 @@ class Budget:
     def __post_init__(self) -> None:
         if self.cpu_seconds is not None and self.minutes is not None:
             raise UserError(
-                f"trainer.cpu_seconds={self.cpu_seconds} and trainer.minutes={self.minutes} are both given: give only one of them."
+                f"trainer.cpu_seconds={self.cpu_seconds} and trainer.minutes={self.minutes} are both given: give one of them."
             )
-        if not self._limit or self._limit <= 0:
+        if self._limit is None or not self._limit > 0:
             raise UserError(f"trainer.{self.unit} is {self._limit}: give a positive number.")
 
     @property
@@ -54,6 +54,6 @@ class Budget:
 
 
 def learning_rate(step: int, fraction: float, peak: float, warmup: int, floor: float) -> float:
-    """Linear warm-up over the first `warmup` steps, times a cosine from 1 at `fraction` 0 to `floor` (a share of `peak`) at 1."""
+    """Linear warm-up over `warmup` steps, times a cosine from 1 at `fraction` 0 to `floor` (a share of `peak`) at 1."""
     rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
     return peak * rise * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * fraction)))

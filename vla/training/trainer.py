@@ -20,17 +20,18 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from PIL import Image
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from vla.checkpoint import read_checkpoint, save_checkpoint
+from vla.policy import Imagining
 from vla.training import resume
 from vla.training.ema import EMA
-from vla.training.loader import Batch, Source, prefetch, to_device
+from vla.training.loader import Source, prefetch, to_device
 from vla.training.logging import Board, Smooth, circumstances, line
-from vla.training.pictures import batch_picture
+from vla.training.optimizer import LossOf, adamw, step_seed
+from vla.training.pictures import batch_picture, foresight_picture
 from vla.training.schedule import Budget, learning_rate
 
 VALIDATION_SEED = 2**31 - 1
@@ -64,17 +65,6 @@ class Settings:
     evaluate_every: int | None
     evaluation: Mapping[str, Any] | None
     wandb: Mapping[str, Any] | None
-
-
-class LossOf(nn.Module):
-    """Makes a policy's loss its forward, which is what DDP, autocast and compile wrap."""
-
-    def __init__(self, policy: nn.Module) -> None:
-        super().__init__()
-        self.policy = policy
-
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.policy.loss(batch)  # pyright: ignore[reportCallIssue]
 
 
 class Trainer:
@@ -179,7 +169,7 @@ class Trainer:
         }
         state = resume.tensors(self.policy, self.ema.average, self.optimizer)
         with self.ema.applied():
-            save_checkpoint(folder, self.policy, self.config["policy"], training, state)
+            save_checkpoint(folder, self.policy, self.config["policy"], training, {"optimizer": state})
         resume.tidy(self.out, self.settings.keep)
         return folder
 
@@ -188,8 +178,9 @@ class Trainer:
         found = resume.checkpoints(self.out)
         if not found:
             return False
-        training = read_checkpoint(found[-1]).training
-        resume.load_tensors(load_file(found[-1] / "optimizer.safetensors"), self.policy, self.ema.average, self.optimizer)
+        checkpoint = read_checkpoint(found[-1])
+        training = checkpoint.training
+        resume.load_tensors(checkpoint.tensors("optimizer"), self.policy, self.ema.average, self.optimizer)
         self.step, self.history = training["step"], training["history"]
         self._seconds, self._cpu_seconds = training["seconds"], training["cpu_seconds"]
         self.smooth.load(training["smooth"], self.accelerator.device)
@@ -199,9 +190,7 @@ class Trainer:
     def _train_step(self, batches: Any, fraction: float) -> None:
         settings, accelerator = self.settings, self.accelerator
         set_seed(step_seed(self.seed, self.step, accelerator.process_index))
-        self.rate = learning_rate(
-            self.step, fraction, settings.learning_rate, settings.warmup, settings.final_learning_rate
-        )
+        self.rate = learning_rate(self.step, fraction, settings.learning_rate, settings.warmup, settings.final_learning_rate)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
         for part in range(settings.accumulate):
@@ -245,7 +234,7 @@ class Trainer:
         """Validation loss, foresight pictures and rollouts, each when due, of the averaged policy, on the main process."""
         settings = self.settings
         validate = self.validation is not None and self._due(settings.validate_every, fraction)
-        picture = hasattr(self.policy, "picture") and self._due(settings.picture_every, fraction)
+        picture = isinstance(self.policy, Imagining) and self._due(settings.picture_every, fraction)
         evaluate = self.evaluate is not None and self._due(settings.evaluate_every, fraction)
         if not (validate or picture or evaluate) or not self.accelerator.is_main_process:
             return
@@ -257,7 +246,7 @@ class Trainer:
                 self._validate()
             if picture:
                 batch = to_device((self.validation or self.train).batch(0), self.accelerator.device)
-                self._picture(f"foresight/{self.step:08d}", self.policy.picture(batch))  # pyright: ignore[reportCallIssue]
+                self._picture(f"foresight/{self.step:08d}", foresight_picture(self.policy, batch))
             if evaluate and self.evaluate:
                 found = dict(self.evaluate(self.policy))
                 self._record({f"rollout/{k}": v for k, v in found.items()})
@@ -295,18 +284,3 @@ class Trainer:
                 f"the loss is {losses['loss']} at step {self.step}: lower trainer.learning_rate (now "
                 f"{self.settings.learning_rate}) or look at {self.out / 'first_batch.png'}; the last checkpoint is sound."
             )
-
-
-def adamw(policy: nn.Module, lr: float, decay: float, device: torch.device) -> torch.optim.AdamW:
-    """AdamW over the trained parameters, fused where torch has it; only matrices (and filters) are decayed, not biases and gains."""
-    trained = [p for p in policy.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=lr, fused=device.type in ("cuda", "cpu"))
-
-
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """The seed of everything random in one step of one rank."""
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])

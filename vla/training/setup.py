@@ -1,0 +1,155 @@
+"""From a composed config to a Trainer: build the parts, check that they fit, say what was chosen and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from vla.checkpoint import build_policy, load_matching, load_policy, read_checkpoint
+from vla.data.store import Dataset
+from vla.data.windows import Windows
+from vla.spec import Spec, UserError, require_match
+from vla.training.logging import available_cores, cpu_name
+from vla.training.resume import checkpoints, require_same_config
+from vla.training.trainer import Settings, Trainer
+
+VALIDATION_SEED = 1_000_003
+
+
+def build(config: DictConfig, actions: bool) -> Trainer:
+    """The Trainer that `config` (conf/train.yaml or conf/pretrain.yaml) describes, ready to `fit`.
+
+    actions: train on states and actions too, or on frames and captions alone. Raises UserError for parts that do not fit
+    each other, for a run in `out` that began with another config or other data, and for what the machine has not.
+    """
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    settings, out = Settings(**plain["trainer"]), Path(plain["out"])
+    accelerator = make_accelerator(settings)
+    say = accelerator.print
+    options = dict(plain["data"])
+    dataset = Dataset(options.pop("path"))
+    spec = dataset.spec if actions else replace(dataset.spec, state=(), action=(), environment_state=())
+    if actions and not spec.action:
+        raise UserError(f"dataset {dataset.path} has no actions: pretrain on it with vla-pretrain.")
+    set_seed(plain["seed"])
+    policy = _policy(plain, out, spec, dataset, say)
+    needs = _windows_needed(policy)
+    train = Windows(
+        dataset, batch_size=settings.batch_size, seed=plain["seed"], part="train" if settings.validate_every else "all",
+        **needs, **options,
+    )  # fmt: skip
+    validation = None
+    if settings.validate_every:
+        held_out = {**options, "max_frames": None}
+        validation = Windows(
+            dataset, batch_size=settings.batch_size, seed=VALIDATION_SEED, part="validation", **needs, **held_out
+        )
+    facts = {"data": {"path": dataset.path, "digest": dataset.digest, "fingerprint": train.fingerprint}}
+    _require_same_data(out, facts["data"])
+    if accelerator.is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
+        require_same_config(out, plain)
+    if hasattr(policy, "prepare"):
+        policy.prepare(dataset.instructions)  # in one fixed order, so that a resumed run computes with the same numbers
+    evaluate = instantiate(config.trainer.evaluation) if settings.evaluate_every else None
+    trainer = Trainer(policy, train, settings, out, accelerator, plain, facts, plain["seed"], validation, evaluate)
+    _tell(trainer, dataset, train, policy, say)
+    return trainer
+
+
+def make_accelerator(settings: Settings) -> Accelerator:
+    """The device and precision that `settings` ask for. Raises UserError for what this machine has not."""
+    if settings.device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"trainer.device is {settings.device!r}: choose auto, cpu or cuda.")
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("trainer.device is 'cuda' but torch sees no GPU: use trainer.device=cpu or mend the driver.")
+    if settings.precision not in ("auto", "bf16", "fp32"):
+        raise UserError(f"trainer.precision is {settings.precision!r}: choose auto, bf16 or fp32.")
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    cpu = settings.device == "cpu" or not torch.cuda.is_available()
+    bf16 = settings.precision == "bf16" or (settings.precision == "auto" and _computes_in_bf16(cpu)[0])
+    # Video has no actions, so that the weights which read and write them get no gradient there.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    return Accelerator(cpu=cpu, mixed_precision="bf16" if bf16 else "no", kwargs_handlers=[unused])
+
+
+def _policy(plain: Mapping[str, Any], out: Path, spec: Spec, dataset: Dataset, say: Any) -> Any:
+    """The policy at the run's newest checkpoint, or a new one, or a new one with the weights of `init_from`."""
+    found = checkpoints(out)
+    start = found[-1] if found else plain["init_from"] and Path(plain["init_from"])
+    if start:
+        require_match(read_checkpoint(start).spec, spec, f"checkpoint {start}", f"dataset {dataset.path}")
+    if found:
+        return load_policy(found[-1])
+    policy = build_policy(plain["policy"], spec, dataset.statistics)
+    require_match(policy.spec, spec, "the policy", f"dataset {dataset.path}")
+    if start:
+        load_matching(policy, start, say)
+    return policy
+
+
+def _windows_needed(policy: Any) -> dict[str, Any]:
+    """What a policy asks of the windows that it is trained on, in the words of `Windows`."""
+    return {
+        "cameras": list(policy.spec.cameras),
+        "history": policy.window,
+        "history_stride": policy.stride,
+        "foresight_steps": policy.foresight_steps,
+        "chunk": policy.horizon,
+        "image_size": policy.size,
+    }
+
+
+def _require_same_data(out: Path, now: Mapping[str, str]) -> None:
+    if found := checkpoints(out):
+        before = read_checkpoint(found[-1]).training["data"]
+        for name in ("digest", "fingerprint"):
+            if before[name] != now[name]:
+                raise UserError(
+                    f"the data's {name} was {before[name]} when the run in {out} was saved and is {now[name]} now: "
+                    f"give the same data ({before['path']}) and options to go on, or another out=<folder> to begin anew."
+                )
+
+
+def _computes_in_bf16(cpu: bool) -> tuple[bool, str]:
+    """Whether bf16 saves time here, and why."""
+    if not cpu:
+        return torch.cuda.is_bf16_supported(including_emulation=False), "by the GPU"
+    info = Path("/proc/cpuinfo")
+    flags = set(info.read_text().split()) if info.exists() else set()
+    found = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags]
+    return bool(found), f"this CPU has {found[0]}" if found else "this CPU has no bf16 units"
+
+
+def _tell(trainer: Trainer, dataset: Dataset, train: Windows, policy: torch.nn.Module, say: Any) -> None:
+    """What was chosen and why."""
+    accelerator, settings = trainer.accelerator, trainer.settings
+    cpu = accelerator.device.type == "cpu"
+    name = cpu_name() if cpu else torch.cuda.get_device_name(accelerator.device)
+    why = "" if cpu == (settings.device == "cpu") and settings.device != "auto" else " (no GPU)" if cpu else " (a GPU is there)"
+    chosen = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
+    reason = _computes_in_bf16(cpu)[1] if settings.precision == "auto" else "as asked"
+    say(
+        f"device   {accelerator.device.type}{why}: {name}, {accelerator.num_processes} process(es) of {torch.get_num_threads()} "
+        f"thread(s) on {available_cores()} cores; {chosen} ({reason}){', compiled' if settings.compile else ''}"
+    )
+    per_step = settings.batch_size * settings.accumulate * accelerator.num_processes
+    say(
+        f"data     {dataset.path}: {dataset.num_frames:,} frames in {dataset.num_episodes:,} episodes, {len(train):,} windows = "
+        f"{len(train) / per_step:,.0f} steps of {per_step} an epoch, {len(dataset.instructions) - 1:,} instructions, digest {dataset.digest}"
+    )
+    for sentence in dataset.narrow:
+        say(f"         {sentence}")
+    count = {wanted: sum(p.numel() for p in policy.parameters() if p.requires_grad == wanted) for wanted in (True, False)}
+    say(f"policy   {type(policy).__name__}: {count[True]:,} parameters trained, {count[False]:,} frozen")
+    epochs = f" = {trainer.budget.steps * per_step / len(train):.1f} epochs" if trainer.budget.reproducible else ""  # type: ignore[operator]
+    say(f"budget   {trainer.budget}{epochs}; out {trainer.out}")
