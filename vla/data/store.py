@@ -184,13 +184,14 @@ class Dataset:
         """Frames of one camera, `indices` int64 ascending without repeats: uint8 (K, H, W, 3)."""
         if camera not in self.spec.cameras:
             raise UserError(f"dataset {self.path} has no camera {camera!r}: choose among {sorted(self.spec.cameras)}.")
+        if len(self.parts) == 1:
+            return self.parts[0].readers[camera].read(indices)
         cuts = np.searchsorted(indices, self._offsets)
         pieces = [
             part.readers[camera].read(indices[i:j] - offset)
             for part, offset, i, j in zip(self.parts, self._offsets[:-1], cuts[:-1], cuts[1:], strict=True)
-            if i < j
         ]
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        return np.concatenate(pieces)
 
     def _join_segments(self) -> None:
         start, end, task, instruction = (np.concatenate([p.segment_columns[i] for p in self.parts]) for i in range(4))
