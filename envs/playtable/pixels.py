@@ -16,7 +16,7 @@ import numpy as np
 # Indices into a world's float32 look vector; see Look in raster.py.
 AMBIENT, KEY, KEY_X, KEY_Y, KEY_Z, HEADLIGHT, SHADOW, TOP, BOTTOM, LOOK_SIZE = 0, 1, 2, 3, 4, 5, 6, 7, 10, 13
 SHADOW_SIZE = 128  # shadow map texels a side
-HALF, ONE, ZERO, EDGE = np.float32(0.5), np.float32(1), np.float32(0), np.float32(SHADOW_SIZE - 1)
+ZERO, HALF, ONE, WHITE, EDGE = np.float32(0), np.float32(0.5), np.float32(1), np.float32(255), np.float32(SHADOW_SIZE - 1)
 _jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
@@ -295,7 +295,9 @@ def _shade(image, owner, inverse_depth, record, geom_of, rgba, texture, texels, 
     p10, p11, p12, p13 = place[1]
     p20, p21, p22, p23 = place[2]
     bias = np.float32(0.4 * 2 * region[3] / SHADOW_SIZE)
-    side = texels.shape[1]
+    side, end = np.float32(texels.shape[1]), np.uint32(texels.shape[1] - 1)
+    last = -1
+    textured = False
     for y in range(height):
         fy = np.float32(y)
         mix = (fy + HALF) / np.float32(height)
@@ -305,11 +307,22 @@ def _shade(image, owner, inverse_depth, record, geom_of, rgba, texture, texels, 
                 for k in range(3):
                     image[y, x, k] = np.uint8(look[TOP + k] + (look[BOTTOM + k] - look[TOP + k]) * mix)
                 continue
+            if face != last:
+                last = face
+                _, _, _, lx, ly, l0, kx, ky, k0, ux, uy, u0, vx, vy, v0 = record[face]
+                g = geom_of[face]
+                red, green, blue = rgba[g, 0] * WHITE, rgba[g, 1] * WHITE, rgba[g, 2] * WHITE
+                t = texture[g]
+                textured = t >= 0
+                if textured:
+                    red, green, blue = red / WHITE, green / WHITE, blue / WHITE
+                    repeats = density[t] / side
+                    # Each geom starts elsewhere in the picture, so that equal boards do not look copied.
+                    start_u, start_v = np.float32(g * 37 % 64) / np.float32(64), np.float32(g * 53 % 64) / np.float32(64)
             fx = np.float32(x)
-            item = record[face]
             z = ONE / inverse_depth[y, x]
-            light = (item[3] * fx + item[4] * fy + item[5]) * z
-            key = (item[6] * fx + item[7] * fy + item[8]) * z
+            light = (lx * fx + ly * fy + l0) * z
+            key = (kx * fx + ky * fy + k0) * z
             if key > ZERO:
                 if shaded:
                     su = z * (p00 * fx + p01 * fy + p02) + p03
@@ -325,25 +338,16 @@ def _shade(image, owner, inverse_depth, record, geom_of, rgba, texture, texels, 
                         far_row = far_left + u * (far_right - far_left)
                         key *= ONE - darkness * (near_row + v * (far_row - near_row))
                 light += key
-            light = max(light, ZERO) * np.float32(255)
-            g = geom_of[face]
-            red, green, blue = rgba[g, 0] * light, rgba[g, 1] * light, rgba[g, 2] * light
-            t = texture[g]
-            if t >= 0:
-                # Bilinear, repeated; each geom starts elsewhere in the picture, so that equal boards do not look copied.
-                u = (item[9] * fx + item[10] * fy + item[11]) * z * density[t] + np.float32(g * 37 % side)
-                v = (item[12] * fx + item[13] * fy + item[14]) * z * density[t] + np.float32(g * 53 % side)
-                u0, v0 = math.floor(u), math.floor(v)
-                s, w = u - np.float32(u0), v - np.float32(v0)
-                iu, iv = int(u0) % side, int(v0) % side
-                ju, jv = iu + 1 if iu + 1 < side else 0, iv + 1 if iv + 1 < side else 0
-                c00, c01 = (ONE - s) * (ONE - w), s * (ONE - w)
-                c10, c11 = (ONE - s) * w, s * w
-                over = np.float32(1 / 255)
-                p, q, o, h = texels[t, iv, iu], texels[t, iv, ju], texels[t, jv, iu], texels[t, jv, ju]
-                red *= over * (c00 * p[0] + c01 * q[0] + c10 * o[0] + c11 * h[0])
-                green *= over * (c00 * p[1] + c01 * q[1] + c10 * o[1] + c11 * h[1])
-                blue *= over * (c00 * p[2] + c01 * q[2] + c10 * o[2] + c11 * h[2])
-            image[y, x, 0] = np.uint8(min(red + HALF, np.float32(255)))
-            image[y, x, 1] = np.uint8(min(green + HALF, np.float32(255)))
-            image[y, x, 2] = np.uint8(min(blue + HALF, np.float32(255)))
+            light = max(light, ZERO)
+            r, q, b = red * light, green * light, blue * light
+            if textured:
+                u = (ux * fx + uy * fy + u0) * z * repeats + start_u
+                v = (vx * fx + vy * fy + v0) * z * repeats + start_v
+                iu, iv = np.uint32((u - np.floor(u)) * side), np.uint32((v - np.floor(v)) * side)
+                iu, iv = min(iu, end), min(iv, end)
+                r *= np.float32(texels[t, iv, iu, 0])
+                q *= np.float32(texels[t, iv, iu, 1])
+                b *= np.float32(texels[t, iv, iu, 2])
+            image[y, x, 0] = np.uint8(min(r + HALF, WHITE))
+            image[y, x, 1] = np.uint8(min(q + HALF, WHITE))
+            image[y, x, 2] = np.uint8(min(b + HALF, WHITE))

@@ -87,7 +87,8 @@ class Rasteriser:
         bank = np.zeros((1, 1, 1, 3), np.uint8) if textures is None else np.array(textures, np.uint8, order="C")
         if bank.ndim != 4 or bank.shape[1] != bank.shape[2] or bank.shape[3] != 3:
             raise UserError(f"textures have shape {bank.shape}: give a uint8 array (K, S, S, 3).")
-        self._bank = bank, np.array(np.broadcast_to(np.asarray(texels_per_metre, np.float32), len(bank)))
+        density = np.array(np.broadcast_to(np.asarray(texels_per_metre, np.float32), len(bank)))
+        self._bank = _refine(bank), 2 * density
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
         self._compile(scenes[0])
@@ -211,6 +212,15 @@ def model_rgba(model: mujoco.MjModel) -> NDArray[np.float32]:
     plain = (model.geom_matid >= 0) & (rgba == 0.5 * np.array([1, 1, 1, 2], np.float32)).all(1)
     rgba[plain] = model.mat_rgba[model.geom_matid[plain]]
     return rgba
+
+
+def _refine(textures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Textures with twice the texels, interpolated and periodic, because the loops only look up the nearest."""
+    for axis in (1, 2):
+        wide, ahead, behind = textures.astype(np.uint16), np.roll(textures, -1, axis), np.roll(textures, 1, axis)
+        both = np.stack([(3 * wide + behind + 2) // 4, (3 * wide + ahead + 2) // 4], axis + 1)
+        textures = both.astype(np.uint8).reshape(*(n * (1 + (i == axis)) for i, n in enumerate(textures.shape)))
+    return textures
 
 
 def shrink(images: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:

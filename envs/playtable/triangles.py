@@ -17,6 +17,7 @@ from vla.spec import UserError
 
 SLICES = 16  # around a cylinder, capsule, sphere or ellipsoid
 STACKS = 4  # from equator to pole of a sphere, capsule or ellipsoid
+CREASE = 0.77  # cosine of the angle (40 degrees) from which an edge of a mesh stays sharp
 INFINITE = 10.0  # half size in metres of a plane whose size is given as 0
 GROUPS = 3  # geoms of group 0, 1 and 2 are drawn, as in MuJoCo's own viewer
 
@@ -163,13 +164,25 @@ def _revolve(profile: list[tuple[float, float, float, float]]) -> Surface:
 
 
 def _mesh(model: mujoco.MjModel, mesh: int) -> Surface:
-    """A mesh with MuJoCo's own smoothed normals; a vertex is repeated where its faces disagree on the normal."""
-    faces = slice(model.mesh_faceadr[mesh], model.mesh_faceadr[mesh] + model.mesh_facenum[mesh])
-    corner = np.stack([model.mesh_face[faces].ravel(), model.mesh_facenormal[faces].ravel()], 1)
-    pairs, index = np.unique(corner, axis=0, return_inverse=True)
-    vertex = model.mesh_vert[model.mesh_vertadr[mesh] + pairs[:, 0]].astype(np.float64)
-    normal = model.mesh_normal[model.mesh_normaladr[mesh] + pairs[:, 1]].astype(np.float64)
-    return vertex, normal, index.reshape(-1, 3)
+    """A mesh, smoothed over edges that turn by less than CREASE; each face has its own three vertices where they differ."""
+    start, count = model.mesh_faceadr[mesh], model.mesh_facenum[mesh]
+    face = model.mesh_face[start : start + count].astype(np.int64)
+    vertex = model.mesh_vert[model.mesh_vertadr[mesh] :][: model.mesh_vertnum[mesh]].astype(np.float64)
+    corner = vertex[face]
+    area = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
+    unit = area / np.maximum(np.linalg.norm(area, axis=1, keepdims=True), 1e-30)
+    around: list[list[int]] = [[] for _ in vertex]
+    for f, corners in enumerate(face):
+        for v in corners:
+            around[v].append(f)
+    normal = np.empty((count, 3, 3))
+    for f, corners in enumerate(face):
+        for c, v in enumerate(corners):
+            beside = np.array(around[v])
+            normal[f, c] = area[beside[unit[beside] @ unit[f] > CREASE]].sum(0)
+    normal = (normal / np.maximum(np.linalg.norm(normal, axis=2, keepdims=True), 1e-30)).reshape(-1, 3).round(6)
+    pairs, index = np.unique(np.column_stack([face.ravel(), normal]), axis=0, return_inverse=True)
+    return vertex[pairs[:, 0].astype(np.int64)], pairs[:, 1:], index.reshape(-1, 3)
 
 
 def _join(*parts: Surface) -> Surface:
