@@ -42,11 +42,11 @@ class Chain:
 class PointWorld(VectorEnv):
     """N points. `drawn` counts the pictures taken in each world."""
 
-    def __init__(self, num_worlds: int = 1):
+    def __init__(self, num_worlds: int = 1, scene: str = "AB", cameras: Any = None):
         self.num_envs = num_worlds
         self.vla_spec = point_spec()
         self.single_action_space = gymnasium.spaces.Box(-1, 1, (3,))
-        self.scenes = tuple("AB"[i % 2] for i in range(num_worlds))
+        self.scenes = tuple(scene[i % len(scene)] for i in range(num_worlds))
         self.points = np.zeros((num_worlds, 2))
         self.pictures = np.zeros((num_worlds, SIZE, SIZE, 3), np.uint8)
         self.seen = np.ones(num_worlds, bool)
@@ -100,6 +100,7 @@ def near(state: tuple[float, float], task: str) -> bool:
 class Benchmark:
     """The rules: chains, success and wording."""
 
+    name = "points"
     max_steps = 30
 
     def __init__(self, count: int = 20):

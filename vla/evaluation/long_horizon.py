@@ -33,6 +33,7 @@ class Chain(Protocol):
 class Benchmark(Protocol):
     """What a benchmark knows: its chains, when a task is solved, and how it is worded."""
 
+    name: str
     max_steps: int
     """Control steps that each task may take."""
 

@@ -1,0 +1,171 @@
+"""One self-contained HTML page about a run: numbers with intervals, settings, tasks, failures and films. Loads nothing."""
+
+from __future__ import annotations
+
+import base64
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+SHOWN_FAILURES = 300
+
+Row = Mapping[str, Any]
+
+
+def render(result: Mapping[str, Any], films: Mapping[int, bytes]) -> str:
+    """The page of a run.
+
+    result: {"title", "settings": {name: value}, "made", "summary": from `statistics.summarise`, "chains",
+    "timing": {name: number}}.
+    films: chain number -> mp4.
+    """
+    summary = result["summary"]
+    style = files("vla.evaluation").joinpath("report.css").read_text("utf-8")
+    parts = [
+        _hero(result["title"], summary, result["settings"]),
+        _section("Success in a row", _in_a_row(summary) + _lengths(result["chains"]), summary["method"]),
+        _section("Films", _films(result["chains"], films), _film_note(result["settings"])) if films else "",
+        _section("Tasks", _tasks(summary["tasks"]), "Attempts are the tasks that were really begun."),
+        _section("Where chains broke", _failures(result["chains"])),
+        _section("Settings", _pairs(_flat(result["settings"]))),
+        _section("Made", _pairs(_flat(result["made"]))),
+        _section("Time", _pairs({k: f"{v:.3f}" for k, v in result["timing"].items()}), "Milliseconds of one process."),
+    ]
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(result['title'])}</title><style>{style}</style></head><body>{''.join(parts)}</body></html>"
+    )
+
+
+def _section(title: str, body: str, note: str = "") -> str:
+    note = f'<p class="note">{escape(note)}</p>' if note else ""
+    return f"<section><h2>{escape(title)}</h2>{note}{body}</section>"
+
+
+def _hero(title: str, summary: Row, settings: Row) -> str:
+    mean = summary["average_length"]
+    row = summary["in_a_row"]
+    tiles = [
+        ("average length", f"{mean['value']:.2f}", f"{mean['low']:.2f} to {mean['high']:.2f}, of {len(row)}"),
+        ("first task", _percent(row[0]["value"]), f"{_percent(row[0]['low'])} to {_percent(row[0]['high'])}"),
+        (f"all {len(row)}", _percent(row[-1]["value"]), f"{_percent(row[-1]['low'])} to {_percent(row[-1]['high'])}"),
+        ("chains", str(summary["chains"]), f"{sum(t['attempts'] for t in summary['tasks'].values())} tasks begun"),
+    ]
+    cards = "".join(
+        f'<div class="tile"><span>{escape(name)}</span><b>{value}</b><small>{escape(note)}</small></div>'
+        for name, value, note in tiles
+    )
+    facts = " &middot; ".join(escape(str(settings[k])) for k in ("policy", "executor", "wording") if k in settings)
+    return f'<header><h1>{escape(title)}</h1><p>{facts}</p><div class="tiles">{cards}</div></header>'
+
+
+def _bar(rate: Row) -> str:
+    """A bar with its interval as a whisker."""
+    low, high, value = (100 * rate[k] for k in ("low", "high", "value"))
+    return (
+        f'<div class="bar"><i style="width:{value:.1f}%"></i>'
+        f'<em style="left:{low:.1f}%;width:{max(high - low, 0.3):.1f}%"></em></div>'
+    )
+
+
+def _in_a_row(summary: Row) -> str:
+    rows = "".join(
+        f"<tr><td>{k} in a row</td><td>{_bar(rate)}</td><td class='n'>{_percent(rate['value'])}</td>"
+        f"<td class='n pale'>{_percent(rate['low'])} to {_percent(rate['high'])}</td></tr>"
+        for k, rate in enumerate(summary["in_a_row"], 1)
+    )
+    return f'<table class="bars">{rows}</table>'
+
+
+def _lengths(chains: Sequence[Row]) -> str:
+    counts = Counter(chain["solved"] for chain in chains)
+    longest = max(len(chain["tasks"]) for chain in chains)
+    most = max(counts.values())
+    columns = "".join(
+        f'<div><small>{counts[k]}</small><i style="height:{max(100 * counts[k] / most, 1):.0f}px"></i><b>{k}</b></div>'
+        for k in range(longest + 1)
+    )
+    return f'<p class="note">Chains by the number of tasks solved</p><div class="columns">{columns}</div>'
+
+
+def _tasks(tasks: Mapping[str, Row]) -> str:
+    rows = "".join(
+        f"<tr><td>{escape(name.replace('_', ' '))}</td><td>{_bar(t)}</td><td class='n'>{_percent(t['value'])}</td>"
+        f"<td class='n pale'>{_percent(t['low'])} to {_percent(t['high'])}</td>"
+        f"<td class='n'>{t['successes']} / {t['attempts']}</td>"
+        f"<td class='n pale'>{'' if t['mean_steps'] is None else format(t['mean_steps'], '.0f')}</td></tr>"
+        for name, t in sorted(tasks.items(), key=lambda item: (item[1]["value"], item[0]))
+    )
+    head = "<tr><th>task</th><th></th><th>success</th><th>95 %</th><th>solved / tried</th><th>mean steps</th></tr>"
+    return f'<table class="bars">{head}{rows}</table>'
+
+
+def _failures(chains: Sequence[Row]) -> str:
+    failed = [chain for chain in chains if chain["attempts"] and not chain["attempts"][-1]["solved"]]
+    if not failed:
+        return "<p>No chain broke.</p>"
+    rows = "".join(
+        f"<tr><td class='n'>{chain['chain']}</td><td class='n'>{len(chain['attempts'])}</td>"
+        f"<td>{escape(chain['attempts'][-1]['task'].replace('_', ' '))}</td>"
+        f"<td>{escape(chain['attempts'][-1]['instruction'])}</td><td class='n'>{chain['attempts'][-1]['steps']}</td></tr>"
+        for chain in failed[:SHOWN_FAILURES]
+    )
+    head = "<tr><th>chain</th><th>at task no.</th><th>task</th><th>instruction</th><th>steps</th></tr>"
+    more = len(failed) - SHOWN_FAILURES
+    rest = f'<p class="note">and {more} more, in results.json</p>' if more > 0 else ""
+    return (
+        f"<details{' open' if len(failed) <= 20 else ''}><summary>{len(failed)} of {len(chains)} chains</summary>"
+        f"<table>{head}{rows}</table>{rest}</details>"
+    )
+
+
+def _films(chains: Sequence[Row], films: Mapping[int, bytes]) -> str:
+    figures = "".join(_film(chain, films[chain["chain"]]) for chain in chains if chain["chain"] in films)
+    return f'<div class="films">{figures}</div>'
+
+
+def _film(chain: Row, film: bytes) -> str:
+    marks = "".join(
+        f'<li class="{"good" if a["solved"] else "bad"}">{escape(a["instruction"])} <small>{a["steps"]} steps</small></li>'
+        for a in chain["attempts"]
+    )
+    rest = "".join(f"<li>{escape(task.replace('_', ' '))}</li>" for task in chain["tasks"][len(chain["attempts"]) :])
+    source = base64.b64encode(film).decode()
+    return (
+        f'<figure><video autoplay muted loop controls playsinline src="data:video/mp4;base64,{source}"></video>'
+        f"<figcaption><b>Chain {chain['chain']}: {chain['solved']} of {len(chain['tasks'])}</b><ol>{marks}{rest}</ol>"
+        "</figcaption></figure>"
+    )
+
+
+def _film_note(settings: Row) -> str:
+    steps = settings.get("foresight_steps")
+    if not steps:
+        return "Both cameras as the world gives them, in real time."
+    return (
+        f"Left: now. Middle: what the policy imagined {steps} steps before. Right: the real frame of exactly that instant; "
+        "the pair stays until the next one is due."
+    )
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    rows = "".join(
+        f"<tr><td>{escape(str(name).replace('_', ' '))}</td><td>{escape(str(value))}</td></tr>"
+        for name, value in values.items()
+    )
+    return f'<table class="pairs">{rows}</table>'
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested names joined by spaces."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name} ") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
