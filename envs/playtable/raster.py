@@ -163,7 +163,7 @@ class Rasteriser:
 
     def _compile(self, model: mujoco.MjModel) -> None:
         """Load the compiled loops, saying so when they are not in numba's cache yet."""
-        notice = threading.Timer(1.5, print, ["compiling the software renderer (about 20 s, once per machine) ..."])
+        notice = threading.Timer(4.0, print, ["compiling the software renderer (about 20 s, once per machine) ..."])
         notice.daemon = True
         notice.start()
         nowhere = np.zeros((0, model.ngeom, 9)), np.zeros((0, model.ncam, 9))

@@ -251,6 +251,17 @@ def test_alpha_zero_hides_a_geom(world, drawer):
     assert model.geom("hidden").id not in shown["front"]
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 8), st.sampled_from([np.nan, np.inf, -np.inf, 1e30, 1e-30]), st.integers(0, 3))
+def test_broken_poses_spoil_no_other_world(drawer, world, geom, value, field):
+    broken = [np.repeat(array, 3, 0) for array in poses(world[1])]
+    broken[field][1, geom % broken[field].shape[1]] = value
+    images, whole = drawer.render(*broken), drawer.render(*poses(world[1]))
+    for name in CAMERAS:
+        np.testing.assert_array_equal(images[name][0], whole[name][0])
+        np.testing.assert_array_equal(images[name][2], whole[name][0])
+
+
 def test_supersampling_averages_the_larger_picture(world):
     model, data = world
     fine = Rasteriser(model, {"front": (120, 160)}).render(*poses(data))["front"].astype(float)
