@@ -20,7 +20,7 @@ def _shares(size: int, wanted: int) -> Tensor:
 @lru_cache(maxsize=64)
 def _rows_of_pixels(size: int, wanted: int) -> Tensor:
     """The same for a row of interleaved RGB: (3 size, 3 wanted). One dense product beats a batch of thin ones."""
-    return torch.kron(_shares(size, wanted).T.contiguous(), torch.eye(3))
+    return torch.kron(_shares(size, wanted), torch.eye(3)).T.contiguous()
 
 
 def resize_area(images: Tensor, height: int, width: int) -> Tensor:

@@ -14,22 +14,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import psutil
 import torch
-from tqdm import tqdm
 
+from vla.data.source import FrameSource
 from vla.data.store import Dataset
-from vla.images import resize_area
 from vla.spec import ACTION, ENVIRONMENT_STATE, STATE, TASK, UserError, image_key
-
-MEMORY_SHARE = 0.6  # of the memory that is free may be filled with frames
-FRAMES_PER_LOAD = 1024
 
 
 class Windows:
@@ -90,18 +84,30 @@ class Windows:
         ):
             if value not in choices:
                 raise UserError(f"windows: {name} is {value!r}: choose one of {', '.join(choices)}.")
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("history", history, 1),
+            ("history_stride", history_stride, 1),
+            ("foresight_steps", foresight_steps, 0),
+            ("chunk", chunk, 1),
+            ("holdout", holdout, 2),
+            ("threads", threads, 1),
+        ):
+            if value < least:
+                raise UserError(f"windows: {name} is {value}: give at least {least}.")
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
         self.history, self.history_stride = history, history_stride
         self.foresight_steps, self.chunk = foresight_steps, chunk
-        self.actions_until, self.shuffle_instructions, self.device = actions_until, shuffle_instructions, torch.device(device)
-        self.threads, self._pool = threads, ThreadPoolExecutor(threads, "windows")
+        self.actions_until, self.shuffle_instructions = actions_until, shuffle_instructions
         self.sizes = {c: self._size(c, image_size) for c in self.cameras}
         self.vectors = [n for n in (STATE, *([ENVIRONMENT_STATE] if environment_state else [])) if n in self.dataset.vectors]
         episodes = self._choose_episodes(part, holdout, max_frames)
         self._now, self._segment = self._choose_frames(episodes, segments)
         self._order = lru_cache(maxsize=2)(self._shuffled)
         self._texts_of_task = self._group_instructions()
-        self._memory, self._row = self._load(episodes, mode, memory_gb)
+        starts, ends = self.dataset.episode_starts[episodes], self.dataset.episode_ends[episodes]
+        frames, _ = _ranges(starts, ends, episodes)
+        self._source = FrameSource(self.dataset, self.sizes, frames, mode, memory_gb, threads, device)
 
     def __len__(self) -> int:
         """Number of windows in one epoch."""
@@ -147,7 +153,7 @@ class Windows:
         if self.foresight_steps:
             batch["future.mask"] = torch.from_numpy((ahead < end) & real)
             frames.append(np.minimum(ahead, end - 1))
-        for camera, images in zip(self.cameras, self._fetch(np.concatenate(frames, 1)), strict=True):
+        for camera, images in zip(self.cameras, self._source.fetch(np.concatenate(frames, 1)), strict=True):
             batch[image_key(camera)] = images[:, : self.history]
             if self.foresight_steps:
                 batch[f"future.images.{camera}"] = images[:, self.history :]
@@ -188,29 +194,6 @@ class Windows:
                 texts[i] = choices[int(draws[i] * len(choices))]
         return texts
 
-    def _fetch(self, indices: np.ndarray) -> list[torch.Tensor]:
-        """Frames of each camera, `indices` int64 (B, K) -> uint8 (B, K, H, W, 3)."""
-        if self._memory is not None:
-            rows = self._row[indices].ravel()
-            return [self._take(self._memory[c], rows).unflatten(0, indices.shape) for c in self.cameras]
-        unique, inverse = np.unique(indices, return_inverse=True)
-        pieces = [p for p in np.array_split(unique, self.threads) if len(p)]
-        read = {c: [self._pool.submit(self._read, c, p) for p in pieces] for c in self.cameras}
-        return [
-            torch.cat([f.result() for f in read[c]])
-            .index_select(0, torch.from_numpy(inverse.ravel()))
-            .unflatten(0, indices.shape)
-            for c in self.cameras
-        ]
-
-    def _read(self, camera: str, indices: np.ndarray) -> torch.Tensor:
-        return resize_area(torch.from_numpy(self.dataset.images(camera, indices)), *self.sizes[camera])
-
-    def _take(self, frames: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
-        if self.device.type == "cpu":
-            return torch.from_numpy(frames.numpy().take(rows, axis=0))
-        return frames.index_select(0, torch.from_numpy(rows).to(self.device))
-
     def _shuffled(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((self.seed, 0, epoch)).permutation(len(self)) if self.shuffle else np.arange(len(self))
 
@@ -249,45 +232,6 @@ class Windows:
     def _group_instructions(self) -> list[np.ndarray]:
         tasks, texts = self.dataset.segments["task"], self.dataset.segments["instruction"]
         return [np.unique(texts[tasks == k]) for k in range(len(self.dataset.tasks))]
-
-    def _load(
-        self, episodes: np.ndarray, mode: str, memory_gb: float | None
-    ) -> tuple[dict[str, torch.Tensor] | None, np.ndarray]:
-        """Frames by camera if they are to be in memory, and the row of every frame of the dataset in them."""
-        data = self.dataset
-        frames, _ = _ranges(data.episode_starts[episodes], data.episode_ends[episodes], episodes)
-        row = np.zeros(data.num_frames, np.int64)
-        row[frames] = np.arange(len(frames))
-        need = len(frames) * sum(3 * h * w for h, w in self.sizes.values()) / 1e9
-        free = self._free_gb() if memory_gb is None else memory_gb
-        if mode == "stream" or (mode == "auto" and need > free):
-            print(
-                f"windows: streaming {len(frames)} frames from {data.path} ({need:.1f} GB; {free:.1f} GB may be filled)",
-                flush=True,
-            )
-            return None, row
-        print(
-            f"windows: {len(frames)} frames of {data.path} in memory ({need:.1f} of {free:.1f} GB that may be filled)",
-            flush=True,
-        )
-        memory = {c: torch.empty((len(frames), *self.sizes[c], 3), dtype=torch.uint8, device=self.device) for c in self.cameras}
-        blocks = [(c, i) for c in self.cameras for i in range(0, len(frames), FRAMES_PER_LOAD)]
-
-        def load(block: tuple[str, int]) -> int:
-            camera, i = block
-            chosen = frames[i : i + FRAMES_PER_LOAD]
-            memory[camera][i : i + len(chosen)] = self._read(camera, chosen)
-            return len(chosen)
-
-        with tqdm(total=len(frames) * len(self.cameras), unit="frame", disable=need < 0.5, desc="loading") as bar:
-            for count in self._pool.map(load, blocks):
-                bar.update(count)
-        return memory, row
-
-    def _free_gb(self) -> float:
-        if self.device.type == "cuda":
-            return MEMORY_SHARE * torch.cuda.mem_get_info(self.device)[0] / 1e9
-        return MEMORY_SHARE * psutil.virtual_memory().available / 1e9
 
 
 def _ranges(starts: np.ndarray, ends: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,219 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from played import SPEC, episode, write
+
+from vla.data.store import Dataset, DatasetWriter, Segment, part_path
+from vla.data.windows import Windows
+from vla.images import resize_area
+from vla.spec import Spec, UserError
+
+LENGTHS = [17, 1, 40, 5, 23, 31]
+SEGMENTS = [
+    [Segment(0, 9, "open", "open it"), Segment(9, 15, "close", "shut it")],
+    [Segment(0, 1, "open", "pull")],
+    [Segment(3, 20, "close", "close it"), Segment(25, 40, "open", "open up")],
+    [],
+    [Segment(0, 23, "", "wander")],
+    [Segment(10, 11, "open", "open it"), Segment(11, 30, "close", "shut it")],
+]
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory):
+    """Six episodes in two parts, and their frames end to end."""
+    path = tmp_path_factory.mktemp("played")
+    written = write(part_path(path, 0), LENGTHS[:3], SEGMENTS[:3])
+    written += write(part_path(path, 1), LENGTHS[3:], SEGMENTS[3:], first_seed=3)
+    return Dataset(path), {name: np.concatenate([w[name] for w in written]) for name in written[0]}
+
+
+def naive_window(frames, episode_number, now, segment, history, stride, foresight, chunk, until):
+    """One window the slow way; `now` counts from the episode's beginning, `segment` is a Segment or None."""
+    first, length = sum(LENGTHS[:episode_number]), LENGTHS[episode_number]
+    inside = range(segment.start, segment.end) if segment and until == "segment" else range(length)
+    window = {k: [] for k in ("frame.mask", "future.mask", "action.mask", "action", "state", "static", "future.static")}
+    for t in range(history):
+        wanted = now - stride * (history - 1 - t)
+        real, at = wanted >= 0, max(wanted, 0)
+        window["frame.mask"].append(real)
+        window["state"].append(frames["observation.state"][first + at])
+        window["static"].append(frames["observation.images.static"][first + at])
+        window["future.mask"].append(real and at + foresight < length)
+        window["future.static"].append(frames["observation.images.static"][first + min(at + foresight, length - 1)])
+        window["action.mask"].append([real and at + k in inside for k in range(chunk)])
+        window["action"].append([frames["action"][first + min(at + k, length - 1)] for k in range(chunk)])
+    return {k: np.array(v) for k, v in window.items()}
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    history=st.integers(1, 4),
+    stride=st.integers(1, 7),
+    foresight=st.integers(1, 6),
+    chunk=st.integers(1, 12),
+    segments=st.sampled_from(["labelled", "all"]),
+    until=st.sampled_from(["segment", "episode"]),
+    mode=st.sampled_from(["memory", "stream"]),
+)
+def test_windows_are_those_of_the_naive_way(played, history, stride, foresight, chunk, segments, until, mode):
+    dataset, frames = played
+    expected = [(e, now, s) for e, labels in enumerate(SEGMENTS) for s in labels for now in range(s.start, s.end)]
+    if segments == "all":
+        labelled = {(e, now) for e, now, _ in expected}
+        expected += [(e, now, None) for e in range(6) for now in range(LENGTHS[e]) if (e, now) not in labelled]
+    windows = Windows(
+        *(dataset, ["static"]),
+        batch_size=len(expected),
+        shuffle=False,
+        history=history,
+        history_stride=stride,
+        foresight_steps=foresight,
+        chunk=chunk,
+        segments=segments,
+        actions_until=until,
+        mode=mode,
+    )
+    assert len(windows) == len(expected)
+    batch = windows.batch(0)
+    names = {"state": "observation.state", "static": "observation.images.static", "future.static": "future.images.static"}
+    for i, (e, now, segment) in enumerate(expected):
+        window = naive_window(frames, e, now, segment, history, stride, foresight, chunk, until)
+        for name, value in window.items():
+            np.testing.assert_array_equal(batch[names.get(name, name)][i].numpy(), value, err_msg=f"{name} of window {i}")
+        assert batch["task"][i] == (segment.instruction if segment else "")
+        assert windows.instructions[batch["task.index"][i]] == batch["task"][i]
+
+
+def test_the_batch_has_the_agreed_shapes(played):
+    batch = Windows(played[0], batch_size=8, history=3, chunk=4, environment_state=True).batch(0)
+    assert {k: (tuple(v.shape), v.dtype) for k, v in batch.items() if k != "task"} == {
+        "observation.images.static": ((8, 3, 6, 4, 3), torch.uint8),
+        "observation.images.wrist": ((8, 3, 3, 5, 3), torch.uint8),
+        "future.images.static": ((8, 3, 6, 4, 3), torch.uint8),
+        "future.images.wrist": ((8, 3, 3, 5, 3), torch.uint8),
+        "future.mask": ((8, 3), torch.bool),
+        "frame.mask": ((8, 3), torch.bool),
+        "observation.state": ((8, 3, 2), torch.float32),
+        "observation.environment_state": ((8, 3, 1), torch.float32),
+        "action": ((8, 3, 4, 3), torch.float32),
+        "action.mask": ((8, 3, 4), torch.bool),
+        "task.index": ((8,), torch.int64),
+    }
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(
+        torch.equal(v, b[k]) if isinstance(v, torch.Tensor) else v == b[k] for k, v in a.items()
+    )
+
+
+def whole_state(batch):
+    return [tuple(row) for row in batch["observation.state"][:, -1].tolist()]
+
+
+def test_every_window_comes_once_per_epoch_whatever_the_batch_size(played):
+    for size in (7, 16, 500):
+        windows = Windows(played[0], batch_size=size, seed=3)
+        stream = [row for number in range(-(-2 * len(windows) // size)) for row in whole_state(windows.batch(number))]
+        first, second = stream[: len(windows)], stream[len(windows) : 2 * len(windows)]
+        assert len(set(first)) == len(windows)
+        assert set(first) == set(second)
+        assert first != second
+
+
+def test_a_batch_depends_on_its_number_and_the_seed_only(played):
+    windows = Windows(played[0], batch_size=16, seed=3, shuffle_instructions=True, mode="memory")
+    passed = [windows.batch(n) for n in range(12)]
+    for threads, mode in ((1, "stream"), (4, "stream"), (4, "memory")):
+        # A new object that starts in the middle of the second epoch, as after a kill.
+        again = Windows(
+            Dataset([p.path for p in played[0].parts]),
+            batch_size=16,
+            seed=3,
+            shuffle_instructions=True,
+            mode=mode,
+            threads=threads,
+        )
+        assert again.fingerprint == windows.fingerprint
+        assert all(same(again.batch(n), passed[n]) for n in (10, 9, 11))
+    other = Windows(played[0], batch_size=16, seed=4, shuffle_instructions=True)
+    assert other.fingerprint != windows.fingerprint
+    assert not same(other.batch(0), passed[0])
+
+
+def test_held_out_episodes_are_never_trained_on(played):
+    parts = {p: Windows(played[0], batch_size=1, part=p, holdout=3, segments="all") for p in ("train", "validation", "all")}
+    seen = {p: {row for n in range(len(w)) for row in whole_state(w.batch(n))} for p, w in parts.items()}
+    assert seen["train"].isdisjoint(seen["validation"])
+    assert seen["train"] | seen["validation"] == seen["all"]
+    assert len(parts["validation"]) == LENGTHS[2] + LENGTHS[5]
+
+
+def test_fewer_frames_for_learning_curves(played):
+    small = Windows(played[0], max_frames=45, segments="all", mode="memory", batch_size=1)
+    large = Windows(played[0], max_frames=80, segments="all", mode="memory", batch_size=1)
+    rows = [{row for n in range(len(w)) for row in whole_state(w.batch(n))} for w in (small, large)]
+    assert 0 < len(small) <= 45 < len(large) <= 80
+    assert rows[0] < rows[1]
+
+
+def test_other_words_for_the_same_task(played):
+    windows = Windows(played[0], batch_size=len(Windows(played[0])), shuffle=False, shuffle_instructions=True)
+    plain = Windows(played[0], batch_size=len(windows), shuffle=False).batch(0)["task"]
+    meaning = {"open it": {"open it", "pull", "open up"}, "shut it": {"shut it", "close it"}, "wander": {"wander"}}
+    meaning |= {"pull": meaning["open it"], "open up": meaning["open it"], "close it": meaning["shut it"]}
+    heard = {text: set() for text in plain}
+    for number in range(20):
+        for text, said in zip(plain, windows.batch(number)["task"], strict=True):
+            heard[text].add(said)
+    assert heard == {text: meaning[text] for text in plain}
+
+
+@pytest.mark.parametrize("mode", ["memory", "stream"])
+def test_frames_are_resized_the_one_way(played, mode):
+    windows = Windows(played[0], batch_size=9, mode=mode, image_size={"static": 3}, seed=1)
+    full = Windows(played[0], batch_size=9, mode="stream", seed=1).batch(0)
+    batch = windows.batch(0)
+    assert torch.equal(batch["observation.images.static"], resize_area(full["observation.images.static"], 3, 3))
+    assert torch.equal(batch["observation.images.wrist"], full["observation.images.wrist"])
+
+
+def test_frames_that_do_not_fit_are_streamed(played, capsys):
+    assert same(Windows(played[0], memory_gb=1e-9).batch(1), Windows(played[0], memory_gb=1).batch(1))
+    first, second = capsys.readouterr().out.splitlines()
+    assert "streaming 117 frames" in first
+    assert "loading 117 frames" in second
+
+
+def test_video_has_no_states_and_no_actions(tmp_path):
+    with DatasetWriter(tmp_path / "v", Spec(cameras={"static": (6, 4)}), {}) as writer:
+        writer.append_episode(
+            {"observation.images.static": episode(0, 9)["observation.images.static"]}, [Segment(0, 9, "", "wipe")]
+        )
+    batch = Windows(tmp_path / "v", batch_size=4, history=2, foresight_steps=1).batch(0)
+    images = {"observation.images.static", "future.images.static"}
+    assert set(batch) == images | {"frame.mask", "future.mask", "task", "task.index"}
+    assert batch["task"] == ["wipe"] * 4
+
+
+def test_mistakes_are_told(played, tmp_path):
+    for wrong, words in (
+        ({"cameras": ["top"]}, "no camera 'top'"),
+        ({"part": "test"}, "part is 'test'"),
+        ({"mode": "disk"}, "mode is 'disk'"),
+        ({"segments": "some"}, "segments is 'some'"),
+        ({"part": "validation", "holdout": 50}, "holdout=50"),
+        ({"history": 0}, "history is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"foresight_steps": -1}, "foresight_steps is -1"),
+    ):
+        with pytest.raises(UserError, match=words):
+            Windows(played[0], **wrong)
+    write(tmp_path / "unlabelled", [5], [[]])
+    with pytest.raises(UserError, match="no labelled segments"):
+        Windows(tmp_path / "unlabelled")
+    assert Windows(tmp_path / "unlabelled", segments="all", batch_size=2).batch(0)["task"] == ["", ""]
+    assert SPEC.control_hz == Dataset(tmp_path / "unlabelled").spec.control_hz
