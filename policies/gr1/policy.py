@@ -107,6 +107,10 @@ class GR1Policy(nn.Module):
 
     # Training
 
+    def prepare(self, sentences: Sequence[str]) -> None:
+        """Encode a dataset's sentences before training on it, in this order (the cache's order decides the order of sums)."""
+        self.model.text.rows(sentences)
+
     def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """`loss`, under the name that wrappers of modules (DDP, autocast, compile) expect."""
         return self.loss(batch)
