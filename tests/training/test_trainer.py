@@ -12,7 +12,7 @@ from toy import Finder, Squares, make_trainer
 from vla.spec import UserError
 from vla.training.loader import prefetch
 from vla.training.optimizer import adamw
-from vla.training.resume import checkpoints, require_same_config
+from vla.training.resume import begin, checkpoints, require_same_config
 
 STEPS = 300
 
@@ -172,7 +172,10 @@ def test_prefetch_gives_its_share_in_order_and_passes_errors_on():
 
 def test_a_changed_config_is_told_by_its_key(tmp_path):
     config = {"policy": {"width": 3, "cameras": ["a"]}, "trainer": {"steps": 5, "clip": 1.0}, "seed": 0, "out": "x"}
-    require_same_config(tmp_path, config)
+    require_same_config(tmp_path / "run", config)
+    begin(tmp_path / "run", config)
+    begin(tmp_path / "run", {**config, "seed": 3})  # the first one counts
+    tmp_path = tmp_path / "run"
     require_same_config(tmp_path, config)
     require_same_config(tmp_path, {**config, "trainer": {"steps": 9, "clip": 1.0}, "out": "y"})
     with pytest.raises(UserError, match=r"policy\.width was 3 .* and is 4 now"):

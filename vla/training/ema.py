@@ -24,7 +24,7 @@ class EMA:
     def update(self, step: int) -> None:
         """Take in the weights after `step` (from 0)."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.average.values()), list(self._parameters.values()), weight)
+        torch._foreach_lerp_(list(self.average.values()), list(self._parameters.values()), weight)  # pyright: ignore
 
     @contextmanager
     def applied(self) -> Iterator[None]:

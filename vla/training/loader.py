@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -31,7 +31,7 @@ def to_device(batch: Mapping[str, Any], device: torch.device) -> Batch:
     return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
-def prefetch(source: Source, start: int, stride: int, device: torch.device) -> Iterator[Batch]:
+def prefetch(source: Source, start: int, stride: int, device: torch.device) -> Generator[Batch]:
     """Batches start, start + stride, ... on `device`, read by a thread while the caller works on an earlier one.
 
     An exception of the source is raised here. The thread ends when the iterator is closed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import json
@@ -93,13 +94,13 @@ class Board:
                 raise UserError(
                     "trainer.wandb is set but wandb is absent: run `uv pip install wandb` or set trainer.wandb=null."
                 )
-            import wandb as client
-
             # The run's id lives beside the checkpoints, so that a resumed run goes on with the same curve.
             id_file = out / "wandb_id.txt"
             if not id_file.exists():
                 id_file.write_text(uuid.uuid4().hex)
-            self._wandb = client.init(id=id_file.read_text(), resume="allow", config=dict(config), dir=str(out), **wandb)
+            self._wandb = importlib.import_module("wandb").init(
+                id=id_file.read_text(), resume="allow", config=dict(config), dir=str(out), **wandb
+            )
         # purge_step drops what an interrupted run wrote after the checkpoint from which this one goes on.
         self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=step)
 

@@ -15,10 +15,11 @@ from vla.spec import UserError
 from vla.training.logging import write_json
 
 PREFIX = "checkpoint-"
+CONFIG = "config.json"
 # Keys which may differ when a run goes on. The budget's length is among them: a longer run stretches the rest of the cosine.
 FREE = (
     "out",
-    "data.path",  # the digest of the data is compared instead
+    *(f"data.{key}" for key in ("path", "mode", "memory_gb", "threads", "device")),  # the data's fingerprint is compared
     "init_from",  # read only at the first start
     *(
         f"trainer.{key}"
@@ -84,16 +85,10 @@ def load_tensors(
 
 
 def require_same_config(out: Path, config: Mapping[str, Any]) -> None:
-    """Compare `config` with the one with which the run in `out` began, or write it there if this is the beginning.
-
-    Raises UserError naming the first key that differs and both values.
-    """
-    file = out / "config.json"
-    now = _flat(json.loads(json.dumps(config)))
-    if not file.exists():
-        write_json(file, config)
+    """Raises UserError naming the first key that differs from the config with which the run in `out` began, and both values."""
+    if not (out / CONFIG).exists():
         return
-    before = _flat(json.loads(file.read_text()))
+    before, now = (_flat(json.loads(text)) for text in ((out / CONFIG).read_text(), json.dumps(config)))
     for key in sorted(before.keys() | now.keys()):
         if any(key == free or key.startswith(f"{free}.") for free in FREE):
             continue
@@ -102,6 +97,13 @@ def require_same_config(out: Path, config: Mapping[str, Any]) -> None:
                 f"{key} was {before.get(key)!r} when the run in {out} began and is {now.get(key)!r} now: "
                 "give the old value to go on, or another out=<folder> to begin anew."
             )
+
+
+def begin(out: Path, config: Mapping[str, Any]) -> None:
+    """Make the run's folder and note its config there, unless it is there already."""
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / CONFIG).exists():
+        write_json(out / CONFIG, config)
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:

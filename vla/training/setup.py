@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -18,7 +19,7 @@ from vla.data.store import Dataset
 from vla.data.windows import Windows
 from vla.spec import Spec, UserError, require_match
 from vla.training.logging import available_cores, cpu_name
-from vla.training.resume import checkpoints, require_same_config
+from vla.training.resume import begin, checkpoints, require_same_config
 from vla.training.trainer import Settings, Trainer
 
 VALIDATION_SEED = 1_000_003
@@ -32,6 +33,7 @@ def build(config: DictConfig, actions: bool) -> Trainer:
     """
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     settings, out = Settings(**plain["trainer"]), Path(plain["out"])
+    require_same_config(out, plain)
     accelerator = make_accelerator(settings)
     say = accelerator.print
     options = dict(plain["data"])
@@ -54,13 +56,12 @@ def build(config: DictConfig, actions: bool) -> Trainer:
         )
     facts = {"data": {"path": dataset.path, "digest": dataset.digest, "fingerprint": train.fingerprint}}
     _require_same_data(out, facts["data"])
-    if accelerator.is_main_process:
-        out.mkdir(parents=True, exist_ok=True)
-        require_same_config(out, plain)
     if hasattr(policy, "prepare"):
         policy.prepare(dataset.instructions)  # in one fixed order, so that a resumed run computes with the same numbers
     evaluate = instantiate(config.trainer.evaluation) if settings.evaluate_every else None
     trainer = Trainer(policy, train, settings, out, accelerator, plain, facts, plain["seed"], validation, evaluate)
+    if accelerator.is_main_process:
+        begin(out, plain)
     _tell(trainer, dataset, train, policy, say)
     return trainer
 
@@ -77,6 +78,7 @@ def make_accelerator(settings: Settings) -> Accelerator:
         torch.set_num_threads(settings.threads)
     cpu = settings.device == "cpu" or not torch.cuda.is_available()
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and _computes_in_bf16(cpu)[0])
+    AcceleratorState._reset_state()  # accelerate remembers the first run's precision; a second run in this process has its own
     # Video has no actions, so that the weights which read and write them get no gradient there.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     return Accelerator(cpu=cpu, mixed_precision="bf16" if bf16 else "no", kwargs_handlers=[unused])
@@ -105,7 +107,8 @@ def _windows_needed(policy: Any) -> dict[str, Any]:
         "history_stride": policy.stride,
         "foresight_steps": policy.foresight_steps,
         "chunk": policy.horizon,
-        "image_size": policy.size,
+        # Larger frames are averaged down before they fill the memory, as the policy would do; smaller ones it enlarges itself.
+        "image_size": {camera: policy.size for camera, size in policy.spec.cameras.items() if min(size) > policy.size},
     }
 
 
@@ -135,21 +138,23 @@ def _tell(trainer: Trainer, dataset: Dataset, train: Windows, policy: torch.nn.M
     accelerator, settings = trainer.accelerator, trainer.settings
     cpu = accelerator.device.type == "cpu"
     name = cpu_name() if cpu else torch.cuda.get_device_name(accelerator.device)
-    why = "" if cpu == (settings.device == "cpu") and settings.device != "auto" else " (no GPU)" if cpu else " (a GPU is there)"
-    chosen = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
+    why = "as asked" if settings.device != "auto" else "torch sees no GPU" if cpu else "torch sees a GPU"
     reason = _computes_in_bf16(cpu)[1] if settings.precision == "auto" else "as asked"
-    say(
-        f"device   {accelerator.device.type}{why}: {name}, {accelerator.num_processes} process(es) of {torch.get_num_threads()} "
-        f"thread(s) on {available_cores()} cores; {chosen} ({reason}){', compiled' if settings.compile else ''}"
-    )
     per_step = settings.batch_size * settings.accumulate * accelerator.num_processes
-    say(
-        f"data     {dataset.path}: {dataset.num_frames:,} frames in {dataset.num_episodes:,} episodes, {len(train):,} windows = "
-        f"{len(train) / per_step:,.0f} steps of {per_step} an epoch, {len(dataset.instructions) - 1:,} instructions, digest {dataset.digest}"
-    )
-    for sentence in dataset.narrow:
-        say(f"         {sentence}")
-    count = {wanted: sum(p.numel() for p in policy.parameters() if p.requires_grad == wanted) for wanted in (True, False)}
-    say(f"policy   {type(policy).__name__}: {count[True]:,} parameters trained, {count[False]:,} frozen")
     epochs = f" = {trainer.budget.steps * per_step / len(train):.1f} epochs" if trainer.budget.reproducible else ""  # type: ignore[operator]
-    say(f"budget   {trainer.budget}{epochs}; out {trainer.out}")
+    count = {wanted: sum(p.numel() for p in policy.parameters() if p.requires_grad == wanted) for wanted in (True, False)}
+    sentences = len(dataset.instructions) - 1
+    facts = {
+        "device": f"{accelerator.device.type} ({why}): {name}, {available_cores()} cores",
+        "compute": f"{'bf16' if accelerator.mixed_precision == 'bf16' else 'fp32'} ({reason}), {accelerator.num_processes} "
+        f"process(es) of {torch.get_num_threads()} thread(s){', compiled' if settings.compile else ''}",
+        "data": f"{dataset.path}: {dataset.num_frames:,} frames, {dataset.num_episodes:,} episodes, digest {dataset.digest}",
+        "windows": f"{len(train):,} = {len(train) / per_step:,.0f} steps of {per_step}, {sentences:,} instructions",
+        "policy": f"{type(policy).__name__}: {count[True]:,} parameters trained, {count[False]:,} frozen",
+        "budget": f"{trainer.budget}{epochs}",
+        "out": str(trainer.out),
+    }
+    for title, text in facts.items():
+        say(f"{title:8} {text}")
+    for sentence in dataset.narrow:
+        say(f"note     {sentence}")

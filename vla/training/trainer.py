@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from vla.checkpoint import read_checkpoint, save_checkpoint
 from vla.policy import Imagining
 from vla.training import resume
 from vla.training.ema import EMA
-from vla.training.loader import Source, prefetch, to_device
+from vla.training.loader import Batch, Source, prefetch, to_device
 from vla.training.logging import Board, Smooth, circumstances, line
 from vla.training.optimizer import LossOf, adamw, step_seed
 from vla.training.pictures import batch_picture, foresight_picture
@@ -187,7 +187,7 @@ class Trainer:
         self.accelerator.print(f"going on from {found[-1]}")
         return True
 
-    def _train_step(self, batches: Any, fraction: float) -> None:
+    def _train_step(self, batches: Iterator[Batch], fraction: float) -> None:
         settings, accelerator = self.settings, self.accelerator
         set_seed(step_seed(self.seed, self.step, accelerator.process_index))
         self.rate = learning_rate(self.step, fraction, settings.learning_rate, settings.warmup, settings.final_learning_rate)
