@@ -150,8 +150,8 @@ def load_policy(folder: str | Path, **overrides: Any) -> Any:
     for names, where in ((own.keys() - tensors.keys(), "lacks"), (tensors.keys() - own.keys(), "has the unexpected")):
         if names:
             raise UserError(
-                f"checkpoint {str(folder)!r} {where} {min(names)!r} ({len(names)} in all): its config.yaml is not the one it was "
-                "trained with."
+                f"checkpoint {str(folder)!r} {where} {min(names)!r} ({len(names)} in all): its config.yaml is not the one "
+                "that it was trained with."
             )
     policy.load_state_dict(tensors)
     return policy.eval()

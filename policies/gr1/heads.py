@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ class Regression(nn.Module):
         self.chunk, self.beta, self.decay, self.gripper_rule = chunk, beta, decay, gripper_rule
         self.activation = nn.Identity() if activation == "none" else ACTIVATIONS[activation]
         sizes = [width, *hidden]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.arm = nn.Linear(sizes[-1], 6 * (chunk // queries))
         self.gripper = nn.Linear(sizes[-1], chunk // queries)
 

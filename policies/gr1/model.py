@@ -99,7 +99,7 @@ class GR1(nn.Module):
         [ACT] outputs (B, steps, action queries, width) if `act`, [OBS] outputs camera -> (B, steps, queries, width) if
         `foresee`. Queries that nobody looks at are left out, which changes nothing for the rest.
         """
-        b, t, inputs, width = frames.shape
+        b, t, inputs, _ = frames.shape
         count = len(query_steps)
         foresee_tokens = foresee or (act and self.act_sees_foresight)
         actions = self.action_queries if act else 0
@@ -112,7 +112,7 @@ class GR1(nn.Module):
             parts.append(queries.repeat(count, 1).expand(b, -1, -1).to(frames.dtype))
         x = self.drop(self.norm(torch.cat(parts, dim=1)))
         mask = attention_mask(valid, inputs, actions, obs, query_steps, self.act_sees_foresight)
-        x = self.trunk(x, mask[:, None])[:, t * inputs :]
+        x = self.trunk(x, mask[:, None], x.shape[1] - t * inputs)
         acts = x[:, : count * actions].unflatten(1, (count, actions)) if act else None
         if not foresee:
             return acts, {}

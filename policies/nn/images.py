@@ -16,7 +16,7 @@ STD = (0.229, 0.224, 0.225)
 
 
 class Jitter(NamedTuple):
-    """One random change per window: pixels shifted (B, 2) int64 (down, right), RGB times gain (B, 3) plus bias (B, 3) in 0..1."""
+    """One random change per window: pixels shifted (B, 2) int64 (down, right), RGB in 0..1 times gain plus bias (B, 3)."""
 
     shift: Tensor
     gain: Tensor

@@ -18,7 +18,7 @@ times slower for them (its backward most of all)."""
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
     """Scaled dot-product attention. q (B, heads, S, d), k and v (B, heads, K, d), mask bool, True = may look."""
-    if q.device.type != "cpu" or k.shape[2] > SMALL:
+    if q.device.type != "cpu" or k.shape[2] > SMALL or not torch.is_grad_enabled():
         return F.scaled_dot_product_attention(q, k, v, mask, dropout)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if mask is not None:
@@ -28,7 +28,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout:
 
 
 class Attention(nn.Module):
-    """Self-attention. x (B, S, width), mask bool broadcastable to (B, heads, S, S), True = may look -> (B, S, width)."""
+    """Self-attention: x (B, S, width) -> (B, rows, width), for the last `rows` tokens (None: all).
+
+    mask: bool broadcastable to (B, heads, S, S), True = may look.
+    """
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0):
         super().__init__()
@@ -36,11 +39,13 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, rows: int | None = None) -> Tensor:
         b, s, width = x.shape
+        start = 0 if rows is None else s - rows
         q, k, v = self.qkv(x).view(b, s, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        y = attend(q, k, v, mask, self.dropout if self.training else 0.0)
-        return self.out(y.transpose(1, 2).reshape(b, s, width))
+        mask = None if mask is None else mask[:, :, start:]
+        y = attend(q[:, :, start:], k, v, mask, self.dropout if self.training else 0.0)
+        return self.out(y.transpose(1, 2).reshape(b, s - start, width))
 
 
 class Block(nn.Module):
@@ -55,13 +60,17 @@ class Block(nn.Module):
         self.activation = ACTIVATIONS[activation]
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = x + self.drop(self.attention(self.norm1(x), mask))
+    def forward(self, x: Tensor, mask: Tensor | None = None, rows: int | None = None) -> Tensor:
+        seen = self.attention(self.norm1(x), mask, rows)
+        x = (x if rows is None else x[:, x.shape[1] - rows :]) + self.drop(seen)
         return x + self.drop(self.down(self.activation(self.up(self.norm2(x)))))
 
 
 class Trunk(nn.Module):
-    """GPT-style stack of blocks with a final norm; residual outputs start small (GPT-2's 1/sqrt(2 layers))."""
+    """GPT-style stack of blocks with a final norm; residual outputs start small (GPT-2's 1/sqrt(2 layers)).
+
+    x (B, S, width) -> (B, rows, width): the last `rows` tokens, the only ones that the last block computes.
+    """
 
     def __init__(self, width: int, layers: int, heads: int, dropout: float, activation: str, expansion: float = 4):
         super().__init__()
@@ -74,10 +83,11 @@ class Trunk(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        for block in self.blocks:
+    def forward(self, x: Tensor, mask: Tensor, rows: int) -> Tensor:
+        *first, last = self.blocks
+        for block in first:
             x = block(x, mask)
-        return self.norm(x)
+        return self.norm(last(x, mask, rows))
 
 
 class ResamplerLayer(nn.Module):

@@ -143,7 +143,7 @@ class FrozenMAE(nn.Module):
                 model = cast(Any, ViTMAEModel).from_pretrained(weights, mask_ratio=0.0)
             except OSError as error:
                 raise UserError(
-                    f"vision weights {weights!r} are neither on this machine nor reachable: download them, or use policy=gr1_small."
+                    f"vision weights {weights!r} are not on this machine and cannot be reached: download them or use policy=gr1_small."
                 ) from error
         config = model.config
         if config.image_size != size:
