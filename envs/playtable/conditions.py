@@ -17,8 +17,8 @@ REACH: Interval = (-0.40, 0.37)
 """x of blocks on the table top that the hand reaches from above."""
 FINGER_ROOM = 0.09
 """Distance between the centres of two blocks that leaves room for an open hand."""
-DOOR_MARGIN = 0.05
-"""How far a block's or hand's centre must stay from the edge of the door and the walls of the cabinet."""
+WALL_ROOM, DOOR_ROOM = 0.062, 0.10
+"""How far a block's centre stays from a cabinet wall (room for a finger) and from the door's edge (room for the palm)."""
 PUSH_WAY, AHEAD = 0.105, 0.06
 """How far a block is pushed at least, and how far its centre then stays from the centre of what is ahead."""
 LANE = 0.06
@@ -134,8 +134,8 @@ def cabinet_openings(state: State, layout: Layout) -> list[Interval]:
     left, right = layout.cabinet
     door = layout.door_left - state.slider
     openings = [
-        (left + DOOR_MARGIN, door - DOOR_MARGIN),
-        (door + DOOR_WIDTH + DOOR_MARGIN, right - DOOR_MARGIN),
+        (left + WALL_ROOM, door - DOOR_ROOM),
+        (door + DOOR_WIDTH + DOOR_ROOM, right - WALL_ROOM),
     ]
     return [(low, high) for low, high in openings if low < high]
 

@@ -113,6 +113,7 @@ LAYOUTS = {
         ),
     )
 }  # fmt: skip
+SCENES = tuple(LAYOUTS)
 
 
 def layout_of(scene: str) -> Layout:

@@ -25,6 +25,8 @@ from vla.spec import ENVIRONMENT_STATE, IMAGE_PREFIX, STATE, Entry, Spec, UserEr
 
 CALVIN_CAMERAS = {"static": (200, 200), "wrist": (84, 84)}
 STATE_PARTS = ("time", "qpos", "qvel", "qacc_warmstart", "ctrl", "userdata")
+SCENE = "observation.scene"
+"""Privileged like the environment state: which of layout.SCENES a world is."""
 BLOCK_BITS = tuple(S.PARTS.index(f"block_{color}") for color in L.BLOCK_NAMES)
 ROBOT_BIT = S.PARTS.index("robot")
 
@@ -86,6 +88,7 @@ class Playtable(VectorEnv):
         self._base = np.asarray(L.ROBOT_BASE, dtype=np.float64)
         self._rest = np.asarray(L.HOME_JOINTS, dtype=np.float64)
         self._orders = np.array([[L.BLOCK_NAMES.index(c) for c in s.block_order] for s in self.layouts])
+        self._scene_index = np.array([L.SCENES.index(scene) for scene in scenes])
         self._part_of_geom = S.part_of_geom(scenes[0])
         models = [S.build(scene) for scene in scenes]
         self._batch = Batch(models[0], self.num_envs, threads, persistent=True)
@@ -109,6 +112,7 @@ class Playtable(VectorEnv):
         }
         spaces[STATE] = box(-np.inf, np.inf, (15,), np.float32)
         spaces[ENVIRONMENT_STATE] = box(-np.inf, np.inf, (24,), np.float32)
+        spaces[SCENE] = gymnasium.spaces.Discrete(len(L.SCENES))
         self.single_observation_space = gymnasium.spaces.Dict(spaces)
         self.single_action_space = box(-1, 1, (7,), np.float32)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
@@ -189,6 +193,7 @@ class Playtable(VectorEnv):
         observation = {IMAGE_PREFIX + name: image for name, image in images.items()}
         observation[STATE] = self.robot_obs.astype(np.float32)
         observation[ENVIRONMENT_STATE] = self.scene_obs.astype(np.float32)
+        observation[SCENE] = self._scene_index.copy()
         return observation
 
     def _info(self) -> dict[str, Any]:

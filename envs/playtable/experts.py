@@ -1,0 +1,453 @@
+"""Scripted experts for the 34 tasks: one stateless policy of the true state.
+
+What to do next follows from geometry and finger width alone: no timers, no waits, no random targets, so that a network which
+sees the same instant can copy every decision. Each task is a small function from a `View` to the next waypoint.
+
+Angles: the hand points down at roll pi, pitch 0; its fingers close along (sin yaw, -cos yaw), which at yaw pi/2 is the
+world's x; a negative pitch leans the hand back so that the fingers point forward, as the slanted cabinet front asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import numpy as np
+
+from envs.playtable import layout as L
+from envs.playtable.dynamics import POSITION_STEP, ROTATION_STEP
+from envs.playtable.kinematics import euler_to_matrix
+from envs.playtable.language import task_of
+from envs.playtable.world import ACTION_ENTRIES, FRAME, SCENE, SCENE_ENTRIES, STATE_ENTRIES
+from envs.playtable.scene import CONTROL_HZ
+from vla.policy import Memory, Observation
+from vla.spec import ENVIRONMENT_STATE, STATE, TASK, Spec
+
+OPEN, CLOSE = 1.0, -1.0
+FORWARD = np.pi / 2
+"""Yaw at which the fingers close along x."""
+LEAN = -0.35
+DEEP_LEAN = -0.6
+"""In the cabinet: the wide palm then stays clear of the slanted front beside the opening."""
+TRAVEL = 0.54
+"""Least height of the TCP between places, metres."""
+LANE = -0.07
+"""Nothing of the cabinet's front reaches out to this y."""
+WALL_ROOM, DOOR_ROOM = 0.065, 0.105
+"""How far a block's centre stays from a cabinet wall (fingers) and from the door's edge (palm)."""
+ABOVE = np.array([0.0, 0.0, 0.10])
+BESIDE_TABLE = np.array([0.0, 0.0, 0.17])
+INTO_CABINET = np.array([0.0, -0.10, 0.08])
+IN_FRONT = np.array([0.0, -0.10, 0.0])
+"""Ways in: from above, from above into the drawer, over the sill into the cabinet, straight at the cabinet's front."""
+GAIN = 0.5
+"""Share of the remaining error asked for per step: the command integrates and the servo lags, so 1 would overshoot."""
+SLOPE = np.array([0.0, np.cos(L.SLOPE_ANGLE), np.sin(L.SLOPE_ANGLE)])
+NORMAL = np.array([0.0, -np.sin(L.SLOPE_ANGLE), np.cos(L.SLOPE_ANGLE)])
+
+
+@dataclass(frozen=True)
+class Move:
+    """A waypoint: TCP position (3,) in metres, yaw and pitch in radians, gripper command."""
+
+    position: np.ndarray
+    grip: float
+    yaw: float = FORWARD
+    pitch: float = 0.0
+
+
+@dataclass(frozen=True)
+class BlockView:
+    """A block's centre, its three axes (columns) and its edge lengths."""
+
+    position: np.ndarray
+    axes: np.ndarray
+    size: np.ndarray
+
+    @cached_property
+    def upright(self) -> int:
+        """Which local axis is vertical."""
+        return int(np.abs(self.axes[2]).argmax())
+
+    @cached_property
+    def height(self) -> float:
+        return float(self.size[self.upright])
+
+    def grasp(self, preferred: float) -> tuple[float, float]:
+        """Yaw, nearest to the preferred one, at which the fingers close over an edge that fits; and that edge's length."""
+        best = (np.inf, preferred, 0.04)
+        for axis in range(3):
+            if axis == self.upright or self.size[axis] > 0.06:
+                continue
+            yaw = np.arctan2(self.axes[0, axis], -self.axes[1, axis])
+            yaw = preferred + _wrap_half(yaw - preferred)
+            best = min(best, (abs(yaw - preferred) + 40 * (self.size[axis] - 0.04), yaw, self.size[axis]))
+        return best[1], best[2]
+
+    def reach(self, direction: np.ndarray) -> float:
+        """Half of its extent along a horizontal direction."""
+        return float(np.abs(direction @ self.axes) @ self.size / 2)
+
+
+class View:
+    """One world's true state in the words of the experts."""
+
+    def __init__(self, robot_obs: np.ndarray, scene_obs: np.ndarray, layout: L.Layout) -> None:
+        self.layout = layout
+        self.tcp = robot_obs[:3]
+        self.euler = robot_obs[3:6]
+        self.width = float(robot_obs[6])
+        self.closing = robot_obs[14] < 0
+        self.slider, self.drawer, self.button, self.switch = scene_obs[:4]
+        self.led = scene_obs[5] > 0.5
+        self.blocks = {
+            color: BlockView(
+                scene_obs[6 + 6 * i : 9 + 6 * i],
+                euler_to_matrix(scene_obs[9 + 6 * i : 12 + 6 * i]),
+                np.array(layout.block_size(color)),
+            )
+            for i, color in enumerate(layout.block_order)
+        }
+
+    def between(self, block: BlockView) -> bool:
+        """Whether the TCP is inside the block's grasp zone."""
+        offset = block.position - self.tcp
+        return bool(np.hypot(offset[0], offset[1]) < 0.022 and abs(offset[2]) < 0.018)
+
+    @property
+    def held(self) -> str | None:
+        """The colour of the block that the closed fingers hold."""
+        if not self.closing or not 0.03 < self.width < 0.065:
+            return None
+        return next((color for color, block in self.blocks.items() if self.between(block)), None)
+
+    @property
+    def pinching(self) -> bool:
+        """Whether something is between the closed fingers."""
+        return bool(self.closing and 0.022 < self.width < 0.07)
+
+
+def _wrap(angle: float) -> float:
+    return float((angle + np.pi) % (2 * np.pi) - np.pi)
+
+
+def _wrap_half(angle: float) -> float:
+    """To [-pi/2, pi/2): the hand is the same after half a turn."""
+    return float((angle + np.pi / 2) % np.pi - np.pi / 2)
+
+
+def steer(view: View, move: Move) -> np.ndarray:
+    """The action (7,) that brings the hand towards a waypoint, each axis as fast as it can."""
+    shift = GAIN * (move.position - view.tcp) / POSITION_STEP
+    target = np.array([np.pi, move.pitch, move.yaw])
+    turn = GAIN * np.array([_wrap(a) for a in target - view.euler]) / ROTATION_STEP
+    return np.array([*np.clip(shift, -1, 1), *np.clip(turn, -1, 1), move.grip], dtype=np.float32)
+
+
+def approach(
+    view: View,
+    target: np.ndarray,
+    grip: float,
+    yaw: float = FORWARD,
+    pitch: float = 0.0,
+    entry: np.ndarray = ABOVE,
+    carrying: bool = False,
+) -> Move:
+    """To a target through a funnel whose mouth lies at target + entry, touching nothing on the way.
+
+    Let go of what is between the fingers, rise, back away from the cabinet front, travel in front of it, go in.
+    """
+    if view.pinching and not carrying:
+        return Move(view.tcp, OPEN, view.euler[2], view.euler[1])
+    depth = float(np.linalg.norm(entry))
+    axis = entry / depth
+    offset = view.tcp - target
+    along = float(offset @ axis)
+    beside = float(np.linalg.norm(offset - along * axis))
+    # Turning sweeps the fingers sideways: stay out until the yaw is nearly right.
+    turn = abs(_wrap(yaw - view.euler[2]))
+    steepness = 6.0 if entry[1] == 0 else 10.0
+    out = min(depth, max(steepness * max(0.0, beside - 0.006), 0.2 * max(0.0, turn - 0.12)))
+    waypoint = target + axis * out
+    across = abs(offset[0])
+    travel = max(target[2] + entry[2], TRAVEL)
+    if beside > 0.03 and view.tcp[2] < travel - 0.03 and along < out - 0.02:
+        keep = OPEN if not view.closing and not carrying else grip
+        turning = view.tcp[2] > L.TABLE_TOP + 0.05 and view.tcp[1] < LANE
+        euler = (yaw, pitch) if turning else (view.euler[2], view.euler[1])
+        return Move(np.array([*view.tcp[:2], travel + 0.01]), keep, *euler)
+    if across > (0.04 if view.tcp[1] > LANE + 0.02 else 0.015) and max(view.tcp[1], waypoint[1]) > LANE:
+        if view.tcp[1] > LANE + 0.02:
+            waypoint = np.array([view.tcp[0], LANE - 0.01, max(view.tcp[2], travel - 0.02)])
+            keep = OPEN if not view.closing and not carrying else grip
+            return Move(waypoint, keep, view.euler[2], view.euler[1])
+        waypoint = np.array([target[0], LANE - 0.01, travel])
+    return Move(waypoint, grip, yaw, pitch)
+
+
+def at(view: View, target: np.ndarray, tolerance: Sequence[float]) -> bool:
+    """Whether the TCP is within (x, y, z) tolerances of a target."""
+    return bool((np.abs(view.tcp - target) < tolerance).all())
+
+
+def _inside_cabinet(block: BlockView) -> bool:
+    return bool(block.position[1] > 0.02 and block.position[2] > L.TABLE_TOP)
+
+
+def _lean(block: BlockView) -> float:
+    """The pitch at which the palm stays clear of the cabinet."""
+    return DEEP_LEAN if _inside_cabinet(block) else LEAN if block.position[1] > -0.08 else 0.0
+
+
+def grasp(view: View, color: str, preferred: float = FORWARD) -> Move | None:
+    """On the way to holding a block; None once it is held."""
+    block = view.blocks[color]
+    yaw, edge = block.grasp(preferred)
+    pitch = _lean(block)
+    entry = INTO_CABINET if _inside_cabinet(block) else ABOVE if block.position[2] > L.TABLE_TOP else BESIDE_TABLE
+    target = block.position.copy()
+    if view.between(block) and view.closing and view.width > edge - 0.012:
+        gripped = np.abs(view.width - block.size).min() < 0.004
+        return None if gripped else Move(view.tcp, CLOSE, view.euler[2], view.euler[1])
+    turned = abs(_wrap(yaw - view.euler[2])) < 0.12 and abs(pitch - view.euler[1]) < 0.12
+    if not view.pinching and view.width > 0.07 and turned and at(view, target, (0.008, 0.008, 0.008)):
+        return Move(view.tcp, CLOSE, yaw, pitch)
+    return approach(view, target, OPEN, yaw, pitch, entry)
+
+
+def lift(view: View, color: str) -> Move:
+    move = grasp(view, color)
+    return move or Move(view.tcp + [0, 0, 0.05], CLOSE, view.euler[2], view.euler[1])
+
+
+def rotate(view: View, color: str, sign: float) -> Move:
+    """Hold the block where it lies and turn the hand; the grasp leaves room for the turn."""
+    move = grasp(view, color, FORWARD - 0.6 * sign)
+    if move:
+        return move
+    block = view.blocks[color]
+    rest = L.TABLE_TOP + block.height / 2 - block.position[2]
+    return Move(view.tcp + [0, 0, rest], CLOSE, view.euler[2] + 0.2 * sign, _lean(block))
+
+
+def _shove(view: View, block: BlockView, direction: np.ndarray) -> Move:
+    """Push a block along a horizontal direction with closed fingers, steering to stay behind its centre."""
+    behind = block.reach(direction) + 0.028
+    target = block.position - direction * behind
+    target[2] = L.TABLE_TOP + 0.018
+    across = np.array([-direction[1], direction[0], 0])
+    gap = float((block.position - view.tcp) @ direction)
+    off = float((block.position - view.tcp) @ across)
+    low = view.tcp[2] < L.TABLE_TOP + 0.035
+    if low and not view.pinching and view.width < 0.02 and abs(off) < 0.02 and block.reach(direction) < gap < behind + 0.03:
+        ahead = view.tcp + direction * 0.05 + across * off * 0.6
+        return Move(np.array([ahead[0], ahead[1], target[2]]), CLOSE)
+    return approach(view, target, CLOSE)
+
+
+def push(view: View, color: str, sign: float) -> Move:
+    return _shove(view, view.blocks[color], np.array([sign, 0.0, 0.0]))
+
+
+def push_into_drawer(view: View) -> Move:
+    """The block on the table over the open drawer that is nearest to the edge."""
+    ready = [b for b in view.blocks.values() if b.position[1] < 0.02 and b.position[2] > L.TABLE_TOP - 0.02]
+    ready = ready or list(view.blocks.values())
+    block = min(ready, key=lambda b: 2 * max(0.0, abs(b.position[0] - view.layout.drawer_x) - 0.15) + b.position[1])
+    return _shove(view, block, np.array([0.0, -1.0, 0.0]))
+
+
+def move_slider(view: View, sign: float) -> Move:
+    """Straddle the handle and shift it; `sign` is along x."""
+    handle = view.layout.door_left + L.DOOR_WIDTH / 2 - view.slider
+    target = np.array([handle, -0.012, 0.522])
+    around = at(view, target, (0.034, 0.02, 0.02)) and view.width > 0.06 and not view.closing
+    if around:
+        return Move(np.array([view.tcp[0] + 0.05 * sign, *target[1:]]), OPEN, FORWARD, LEAN)
+    return approach(view, target, OPEN, FORWARD, LEAN, IN_FRONT)
+
+
+def move_drawer(view: View, sign: float) -> Move:
+    """Closed fingers in the gap behind the handle: pull it (sign -1 along y) or push the front (+1)."""
+    target = np.array([view.layout.drawer_x, -0.207 - view.drawer, 0.366])
+    hooked = at(view, target, (0.10, 0.045, 0.02)) and view.width < 0.03
+    if hooked:
+        return Move(np.array([view.tcp[0], view.tcp[1] + 0.05 * sign, target[2]]), CLOSE, FORWARD, LEAN)
+    return approach(view, target, CLOSE, FORWARD, LEAN, BESIDE_TABLE)
+
+
+def flip_switch(view: View, sign: float) -> Move:
+    """Pinch the lever and carry it along the slope: up (+1) or down (-1)."""
+    frame = np.array([view.layout.switch_x, 0.0609, 0.4949])
+    target = frame + SLOPE * view.switch + NORMAL * 0.075
+    if at(view, target, (0.016, 0.025, 0.03)) and view.closing and view.width < 0.06:
+        if view.width > 0.037:
+            return Move(np.array([target[0], *view.tcp[1:]]), CLOSE, FORWARD, LEAN)
+        return Move(view.tcp + SLOPE * 0.04 * sign, CLOSE, FORWARD, LEAN)
+    if at(view, target, (0.01, 0.012, 0.012)) and view.width > 0.07:
+        return Move(target, CLOSE, FORWARD, LEAN)
+    return approach(view, target, OPEN, FORWARD, LEAN, IN_FRONT)
+
+
+def press_button(view: View, led: bool) -> Move:
+    """Press with closed fingers; a button that is down already is let up first."""
+    target = np.array([view.layout.button_x, view.layout.button_y, 0.47])
+    if view.button > 0.006 and view.led != led:
+        return Move(view.tcp + [0, 0, 0.05], CLOSE)
+    return approach(view, target, CLOSE)
+
+
+def _release(view: View, block: BlockView) -> Move:
+    return Move(view.tcp, OPEN, view.euler[2], view.euler[1])
+
+
+def _carry(
+    view: View, color: str, goal: np.ndarray, drop: float, pitch: float, yaw: float, entry: np.ndarray, near: float = 0.015
+) -> Move:
+    """Bring the held block to its goal; let go within `near` metres across and `drop` metres above it."""
+    block = view.blocks[color]
+    offset = goal - block.position
+    if np.hypot(*offset[:2]) < near and offset[2] > -drop and abs(_wrap(yaw - view.euler[2])) < 0.25:
+        return _release(view, block)
+    return approach(view, view.tcp + offset, CLOSE, yaw, pitch, entry, carrying=True)
+
+
+def _carried(view: View) -> str:
+    """The block in the hand, or the nearest one while the fingers open."""
+    return view.held or min(view.blocks, key=lambda c: float(np.linalg.norm(view.blocks[c].position - view.tcp)))
+
+
+def _regrasp(view: View, color: str) -> Move | None:
+    """For tasks that begin with a block in the hand: pick it up again if it was lost."""
+    return None if view.held == color else grasp(view, color)
+
+
+def place_in_slider(view: View) -> Move:
+    """Into the half of the cabinet that the door leaves open, beside what stands there."""
+    s, color = view.layout, _carried(view)
+    if not view.closing and view.between(view.blocks[color]) and _inside_cabinet(view.blocks[color]):
+        return _release(view, view.blocks[color])
+    move = _regrasp(view, color)
+    if move:
+        return move
+    door = s.door_left - view.slider
+    left = (s.cabinet[0] + WALL_ROOM, door - DOOR_ROOM)
+    right = (door + L.DOOR_WIDTH + DOOR_ROOM, s.cabinet[1] - WALL_ROOM)
+    low, high = max(left, right, key=lambda opening: opening[1] - opening[0])
+    x = _free_place(np.array([(low + high) / 2, low, high]), [b for c, b in view.blocks.items() if c != color and _inside_cabinet(b)])
+    goal = np.array([x, 0.085, L.PLANK_TOP + view.blocks[color].height / 2])
+    return _carry(view, color, goal, 0.01, DEEP_LEAN, _upright_yaw(view), INTO_CABINET)
+
+
+def place_in_drawer(view: View) -> Move:
+    """Into the part of the open drawer that stands out from under the table, beside what lies there."""
+    s, color = view.layout, _carried(view)
+    if not view.closing and view.between(view.blocks[color]) and view.blocks[color].position[2] < L.TABLE_TOP:
+        return _release(view, view.blocks[color])
+    move = _regrasp(view, color)
+    if move:
+        return move
+    lying = [b for c, b in view.blocks.items() if c != color and b.position[2] < L.TABLE_TOP - 0.02]
+    x = _free_place(s.drawer_x + np.array([0.0, -0.11, 0.11]), lying)
+    goal = np.array([x, -0.169 - view.drawer / 2, L.DRAWER_FLOOR + view.blocks[color].height / 2 + 0.02])
+    return _carry(view, color, goal, 0.015, LEAN, _upright_yaw(view), ABOVE)
+
+
+def _free_place(places: np.ndarray, others: Sequence[BlockView]) -> float:
+    """The first of some x that is clear of other blocks, or the clearest."""
+    clear = [min((abs(x - b.position[0]) for b in others), default=1.0) for x in places]
+    return float(places[0] if clear[0] > 0.075 else places[int(np.argmax(clear))])
+
+
+def _upright_yaw(view: View) -> float:
+    """Straight ahead, whichever way round the hand is nearer to it."""
+    return FORWARD if abs(_wrap(view.euler[2] - FORWARD)) < 2.2 else FORWARD + np.pi
+
+
+def stack_block(view: View) -> Move:
+    """Onto the nearest other block that can be reached from above, those on the table first."""
+    color = _carried(view)
+    block = view.blocks[color]
+    others = {c: b for c, b in view.blocks.items() if c != color}
+    free = {c: b for c, b in others.items() if b.position[1] < 0.02 and b.position[2] > L.TABLE_TOP} or others
+    below = min(free.values(), key=lambda b: float(np.linalg.norm(b.position[:2] - block.position[:2])))
+    goal = below.position + [0, 0, below.height / 2 + block.height / 2 + 0.001]
+    if not view.closing and view.between(block) and np.hypot(*(block.position - goal)[:2]) < 0.02:
+        return _release(view, block)
+    move = _regrasp(view, color)
+    return move or _carry(view, color, goal, 0.004, 0.0, view.euler[2], 0.7 * ABOVE, near=0.007)
+
+
+def unstack_block(view: View) -> Move:
+    """Take the upper block off."""
+    tops = [
+        color
+        for color, block in view.blocks.items()
+        if any(
+            other is not block
+            and np.hypot(*(block.position - other.position)[:2]) < 0.055
+            and 0.02 < block.position[2] - other.position[2] < 0.06
+            for other in view.blocks.values()
+        )
+    ]
+    return lift(view, tops[0] if tops else max(view.blocks, key=lambda c: view.blocks[c].position[2]))
+
+
+EXPERTS: dict[str, Callable[[View], Move]] = {
+    "move_slider_left": partial(move_slider, sign=-1.0),
+    "move_slider_right": partial(move_slider, sign=1.0),
+    "open_drawer": partial(move_drawer, sign=-1.0),
+    "close_drawer": partial(move_drawer, sign=1.0),
+    "place_in_slider": place_in_slider,
+    "place_in_drawer": place_in_drawer,
+    "stack_block": stack_block,
+    "unstack_block": unstack_block,
+    "turn_on_lightbulb": partial(flip_switch, sign=1.0),
+    "turn_off_lightbulb": partial(flip_switch, sign=-1.0),
+    "turn_on_led": partial(press_button, led=True),
+    "turn_off_led": partial(press_button, led=False),
+    "push_into_drawer": push_into_drawer,
+}
+for _color in L.BLOCK_NAMES:
+    for _place in ("table", "slider", "drawer"):
+        EXPERTS[f"lift_{_color}_block_{_place}"] = partial(lift, color=_color)
+    for _side, _sign in (("left", 1.0), ("right", -1.0)):
+        EXPERTS[f"rotate_{_color}_block_{_side}"] = partial(rotate, color=_color, sign=_sign)
+        EXPERTS[f"push_{_color}_block_{_side}"] = partial(push, color=_color, sign=-_sign)
+
+
+class Expert:
+    """All experts as one policy: reads the true state and the instruction (or a task's name), plans one step at a time."""
+
+    history = False
+
+    def __init__(self) -> None:
+        self.spec = Spec(
+            state=STATE_ENTRIES,
+            action=ACTION_ENTRIES,
+            environment_state=SCENE_ENTRIES,
+            action_kind="relative_pose",
+            control_hz=float(CONTROL_HZ),
+            frame=FRAME,
+        )
+
+    def begin(self, seeds: Sequence[int]) -> Memory:
+        return None
+
+    def act(self, observation: Observation, memory: Memory) -> tuple[np.ndarray, Memory]:
+        """Actions (N, 1, 7)."""
+        actions = [
+            steer(view, EXPERTS[task if task in EXPERTS else task_of(task)](view))
+            for task, view in zip(observation[TASK], views(observation), strict=True)
+        ]
+        return np.stack(actions)[:, None], memory
+
+    def remember(self, observation: Observation, memory: Memory) -> Memory:
+        return memory
+
+
+def views(observation: Observation) -> list[View]:
+    """The true state of each world."""
+    rows = zip(observation[STATE], observation[ENVIRONMENT_STATE], observation[SCENE], strict=True)
+    return [View(robot.astype(float), scene.astype(float), L.LAYOUTS[L.SCENES[int(index)]]) for robot, scene, index in rows]
