@@ -75,8 +75,8 @@ def train(out):
 
 
 def test_killed_at_any_moment_it_goes_on_bit_by_bit(uninterrupted, tmp_path):
-    processes = multiprocessing.get_context("forkserver")  # it imports torch once, for all the children
-    processes.set_forkserver_preload(["vla.training.setup"])
+    processes = multiprocessing.get_context("forkserver")  # it imports once what all the children need
+    processes.set_forkserver_preload(["vla.training.setup", "torch._dynamo"])
     places = []
     for _ in range(5):
         child = processes.Process(target=train, args=(tmp_path,))

@@ -79,7 +79,7 @@ def make_accelerator(settings: Settings) -> Accelerator:
     cpu = settings.device == "cpu" or not torch.cuda.is_available()
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and _computes_in_bf16(cpu)[0])
     AcceleratorState._reset_state()  # accelerate remembers the first run's precision; a second run in this process has its own
-    # Video has no actions, so that the weights which read and write them get no gradient there.
+    # A part of the loss whose weight is 0 leaves parameters without a gradient.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     return Accelerator(cpu=cpu, mixed_precision="bf16" if bf16 else "no", kwargs_handlers=[unused])
 
