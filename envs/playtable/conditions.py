@@ -13,12 +13,12 @@ from envs.playtable.layout import DOOR_WIDTH, Interval, Layout
 from envs.playtable.state import BLOCKS, COLOURS, ROBOT, Block, State
 from envs.playtable.tasks import TASKS, on_blocks_alone
 
-REACH: Interval = (-0.40, 0.37)
+REACH: Interval = (-0.38, 0.31)
 """x of blocks on the table top that the hand reaches from above."""
 FINGER_ROOM = 0.09
 """Distance between the centres of two blocks that leaves room for an open hand."""
-WALL_ROOM, DOOR_ROOM = 0.062, 0.10
-"""How far a block's centre stays from a cabinet wall (room for a finger) and from the door's edge (room for the palm)."""
+PALM, FINGER = 0.10, 0.06
+"""How far a block's centre stays from the door and the left wall (room for the palm) and from the right wall (for a finger)."""
 PUSH_WAY, AHEAD = 0.105, 0.06
 """How far a block is pushed at least, and how far its centre then stays from the centre of what is ahead."""
 LANE = 0.06
@@ -134,8 +134,8 @@ def cabinet_openings(state: State, layout: Layout) -> list[Interval]:
     left, right = layout.cabinet
     door = layout.door_left - state.slider
     openings = [
-        (left + WALL_ROOM, door - DOOR_ROOM),
-        (door + DOOR_WIDTH + DOOR_ROOM, right - WALL_ROOM),
+        (left + PALM, door - PALM),
+        (door + DOOR_WIDTH + PALM, right - FINGER),
     ]
     return [(low, high) for low, high in openings if low < high]
 

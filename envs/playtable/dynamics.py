@@ -53,7 +53,7 @@ def command(actions, qpos, userdata, ctrl, base, rest, leash):
             turn = _wrap(memory[3 + i] + actions[n, 3 + i] * ROTATION_STEP - euler[i])
             memory[3 + i] = _wrap(euler[i] + min(leash[1], max(-leash[1], turn)))
         memory[6] = 1.0 if actions[n, 6] > 0 else -1.0
-        ctrl[n, :7] = inverse(joints, memory[:3], euler_to_matrix(memory[3:6]), base, rest, 3, 1e-4, 0.05)
+        ctrl[n, :7] = inverse(joints, memory[:3], euler_to_matrix(memory[3:6]), base, rest, 3, 1e-4, 0.01)
         ctrl[n, 7:9] = FINGER_OPEN if memory[6] > 0 else 0.0
 
 

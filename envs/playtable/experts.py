@@ -28,16 +28,16 @@ OPEN, CLOSE = 1.0, -1.0
 FORWARD = np.pi / 2
 """Yaw at which the fingers close along x."""
 LEAN = -0.35
-DEEP_LEAN = -0.6
-"""In the cabinet: the wide palm then stays clear of the slanted front beside the opening."""
-TRAVEL = 0.54
+DEEP_LEAN = -0.5
+"""Beside the cabinet's right wall: the wide palm then stays clear of the slanted front next to the opening."""
+TRAVEL = 0.52
 """Least height of the TCP between places, metres."""
 LANE = -0.07
 """Nothing of the cabinet's front reaches out to this y."""
-WALL_ROOM, DOOR_ROOM = 0.065, 0.105
-"""How far a block's centre stays from a cabinet wall (fingers) and from the door's edge (palm)."""
-ABOVE = np.array([0.0, 0.0, 0.10])
-BESIDE_TABLE = np.array([0.0, 0.0, 0.17])
+PALM, FINGER = 0.105, 0.065
+"""Half of what the palm and the open fingers take along x: what a block's centre stays from door and left wall, and right wall."""
+ABOVE = np.array([0.0, 0.0, 0.065])
+BESIDE_TABLE = np.array([0.0, 0.0, 0.15])
 INTO_CABINET = np.array([0.0, -0.10, 0.08])
 IN_FRONT = np.array([0.0, -0.10, 0.0])
 """Ways in: from above, from above into the drawer, over the sill into the cabinet, straight at the cabinet's front."""
@@ -195,16 +195,18 @@ def _inside_cabinet(block: BlockView) -> bool:
     return bool(block.position[1] > 0.02 and block.position[2] > L.TABLE_TOP)
 
 
-def _lean(block: BlockView) -> float:
-    """The pitch at which the palm stays clear of the cabinet."""
-    return DEEP_LEAN if _inside_cabinet(block) else LEAN if block.position[1] > -0.08 else 0.0
+def _lean(view: View, position: np.ndarray) -> float:
+    """The pitch at which the palm stays clear of the cabinet when the hand is at a position."""
+    if position[1] < -0.08:
+        return 0.0
+    return DEEP_LEAN if position[1] > 0.02 and position[0] + PALM > view.layout.cabinet[1] else LEAN
 
 
 def grasp(view: View, color: str, preferred: float = FORWARD) -> Move | None:
     """On the way to holding a block; None once it is held."""
     block = view.blocks[color]
     yaw, edge = block.grasp(preferred)
-    pitch = _lean(block)
+    pitch = _lean(view, block.position)
     entry = INTO_CABINET if _inside_cabinet(block) else ABOVE if block.position[2] > L.TABLE_TOP else BESIDE_TABLE
     target = block.position.copy()
     if view.between(block) and view.closing and view.width > edge - 0.012:
@@ -228,7 +230,7 @@ def rotate(view: View, color: str, sign: float) -> Move:
         return move
     block = view.blocks[color]
     rest = L.TABLE_TOP + block.height / 2 - block.position[2]
-    return Move(view.tcp + [0, 0, rest], CLOSE, view.euler[2] + 0.2 * sign, _lean(block))
+    return Move(view.tcp + [0, 0, rest], CLOSE, view.euler[2] + 0.2 * sign, _lean(view, block.position))
 
 
 def _shove(view: View, block: BlockView, direction: np.ndarray) -> Move:
@@ -332,12 +334,12 @@ def place_in_slider(view: View) -> Move:
     if move:
         return move
     door = s.door_left - view.slider
-    left = (s.cabinet[0] + WALL_ROOM, door - DOOR_ROOM)
-    right = (door + L.DOOR_WIDTH + DOOR_ROOM, s.cabinet[1] - WALL_ROOM)
+    left = (s.cabinet[0] + PALM, door - PALM)
+    right = (door + L.DOOR_WIDTH + PALM, s.cabinet[1] - FINGER)
     low, high = max(left, right, key=lambda opening: opening[1] - opening[0])
     x = _free_place(np.array([(low + high) / 2, low, high]), [b for c, b in view.blocks.items() if c != color and _inside_cabinet(b)])
     goal = np.array([x, 0.085, L.PLANK_TOP + view.blocks[color].height / 2])
-    return _carry(view, color, goal, 0.01, DEEP_LEAN, _upright_yaw(view), INTO_CABINET)
+    return _carry(view, color, goal, 0.01, _lean(view, goal), _upright_yaw(view), INTO_CABINET)
 
 
 def place_in_drawer(view: View) -> Move:
@@ -376,7 +378,7 @@ def stack_block(view: View) -> Move:
     if not view.closing and view.between(block) and np.hypot(*(block.position - goal)[:2]) < 0.02:
         return _release(view, block)
     move = _regrasp(view, color)
-    return move or _carry(view, color, goal, 0.004, 0.0, view.euler[2], 0.7 * ABOVE, near=0.007)
+    return move or _carry(view, color, goal, 0.004, 0.0, view.euler[2], ABOVE, near=0.007)
 
 
 def unstack_block(view: View) -> Move:

@@ -61,7 +61,7 @@ def _place_blocks(rng: np.random.Generator, layout: L.Layout, scene: np.ndarray,
                     options = places
             if not {"drawer", "slider"} & set(task.split("_")):
                 options = ["table"]
-        if task == "push_into_drawer" and not placed:
+        if task in ("push_into_drawer", "unstack_block") and not placed:
             options = ["table"]
         if task == "unstack_block" and len(placed) == 1:
             options = ["stack"]
@@ -70,9 +70,9 @@ def _place_blocks(rng: np.random.Generator, layout: L.Layout, scene: np.ndarray,
         for attempt in range(1000):
             where = str(rng.choice(options if attempt < 300 else ["table", "slider_left", "slider_right"]))
             if where == "table":
-                x, y = rng.uniform(*layout.table), rng.uniform(-0.15, -0.065)
+                x, y = min(rng.uniform(*layout.table), 0.29), rng.uniform(-0.15, -0.065)
                 z, yaw = L.TABLE_TOP + 0.02, rng.uniform(-np.pi, np.pi)
-                if task == "push_into_drawer" and not placed:
+                if task in ("push_into_drawer", "unstack_block") and not placed:
                     x, y = layout.drawer_x + rng.uniform(-0.12, 0.12), rng.uniform(-0.15, -0.09)
             elif where == "drawer":
                 x, y = layout.drawer_x + rng.uniform(-0.11, 0.11), -0.169 - scene[1] / 2 + rng.normal(0, 0.01)
@@ -82,7 +82,7 @@ def _place_blocks(rng: np.random.Generator, layout: L.Layout, scene: np.ndarray,
                 yaw = rng.uniform(-np.pi, np.pi)
                 break
             else:
-                low, high = layout.cabinet[0] + 0.07, layout.cabinet[1] - 0.07
+                low, high = layout.cabinet[0] + 0.10, layout.cabinet[1] - 0.07
                 x, y = np.clip(rng.uniform(*getattr(layout, where)), low, high), rng.uniform(0.075, 0.105)
                 z, yaw = L.PLANK_TOP + 0.02, np.pi / 2 + rng.uniform(-0.4, 0.4)
             clear = all(np.hypot(x - p[0], y - p[1]) > BLOCK_GAP for p in placed)
