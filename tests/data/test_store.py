@@ -163,6 +163,7 @@ def test_parts_are_one_dataset(tmp_path):
     write(part_path(tmp_path / "many", 1), [6, 7], first_seed=2)
     (tmp_path / "many/part-002").mkdir()
     zarr.create_group(str(tmp_path / "many/part-002"))  # a writer that was killed before it had begun
+    DatasetWriter(part_path(tmp_path / "many", 3), SPEC, {}).close()  # one that was killed in its first episode
     one, many = Dataset(tmp_path / "one"), Dataset(tmp_path / "many")
     assert many.episode_seeds.tolist() == [0, 1, 2, 3]
     assert many.episode_ends.tolist() == one.episode_ends.tolist()

@@ -14,7 +14,7 @@ from vla.data.store import Dataset
 from vla.images import resize_area
 
 MEMORY_SHARE = 0.6  # of the memory that is free may be filled with frames
-FRAMES_PER_LOAD = 1024
+FRAMES_PER_LOAD = 256  # the floats of more do not fit a core's cache while they are resized
 GIGABYTE = 1e9
 
 
@@ -78,7 +78,7 @@ class FrameSource:
             return len(chosen)
 
         blocks = [(c, i) for i in range(0, len(frames), FRAMES_PER_LOAD) for c in self.sizes]
-        with tqdm(total=len(frames) * len(self.sizes), unit="frame", disable=len(blocks) < 20, desc="loading") as bar:
+        with tqdm(total=len(frames) * len(self.sizes), unit="frame", disable=len(blocks) < 100, desc="loading") as bar:
             for count in self._pool.map(load, blocks):
                 bar.update(count)
         return memory

@@ -218,9 +218,14 @@ def check(path: str | Path | Sequence[str | Path]) -> Dataset:
 
 
 def _parts_of(path: str) -> list[str]:
-    """The groups to open at a path: itself, or the `part-*` in it (those that had no time to begin are left out)."""
+    """The groups to open at a path: itself and the `part-*` in it, but for those that had no time to begin."""
     files, root = fsspec.core.url_to_fs(path)
-    parts = sorted(f for f in files.glob(f"{root}/part-*") if files.exists(f"{f}/zarr.json"))
-    if "://" in path:
-        parts = [files.unstrip_protocol(p) for p in parts]
-    return [p for p in parts if "committed" in zarr.open_group(p, mode="r").attrs] or [path]
+    parts = [path, *(files.unstrip_protocol(p) if "://" in path else p for p in sorted(files.glob(f"{root}/part-*")))]
+    return [p for p in parts if _begun(p)] or [path]
+
+
+def _begun(path: str) -> bool:
+    try:
+        return "committed" in zarr.open_group(path, mode="r").attrs
+    except FileNotFoundError:
+        return False

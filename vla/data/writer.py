@@ -73,7 +73,7 @@ def part_path(path: str | Path, part: int) -> str:
     return f"{path}/part-{part:03d}"
 
 
-def existing_group(path: str | Path) -> zarr.Group | None:
+def _existing_group(path: str | Path) -> zarr.Group | None:
     """The zarr group at a path or URL opened for reading and writing, or None if nothing is there."""
     try:
         return zarr.open_group(str(path), mode="r+")
@@ -93,7 +93,7 @@ class DatasetWriter:
         self.path, self.spec = str(path), spec
         self._arrays = frame_arrays(spec)
         self._lock = _lock(self.path)
-        group = existing_group(path)
+        group = _existing_group(path)
         if group is None:
             attributes = {"kind": KIND, "spec": spec.to_dict(), "provenance": dict(provenance), "arrays": list(self._arrays)}
             group = zarr.create_group(self.path, attributes=attributes)
@@ -103,7 +103,7 @@ class DatasetWriter:
             raise UserError(f"dataset {path} exists already: choose another path, remove it, or continue it with resume=true.")
         self.group = group
         saved = Spec.from_dict(cast(dict, group.attrs["spec"]))
-        if saved != spec:
+        if saved.to_dict() != spec.to_dict():  # not the objects: sizes may be lists
             raise UserError(f"dataset {path} was begun with another spec ({_difference(saved, spec)}): choose another path.")
         if "committed" not in group.attrs:  # new, or killed while it was being created
             self._create_arrays()
