@@ -229,7 +229,7 @@ class _Loop:
             for i, lane in self.lanes.items():
                 action = self.executor.action(i)
                 self._require_finite(i, action)
-                if lane.job.recorder:
+                if lane.job.recorder is not None:
                     row = {name: value[0] for name, value in self._rows([i]).items()}
                     lane.job.recorder.step(row, action, imagined.get(i))
                 actions[i] = lane.follow.disturb(action) if lane.follow.disturb else action
@@ -240,7 +240,7 @@ class _Loop:
         """Take the pictures that somebody will see: a policy with cameras where it attends, and recorders."""
         if not self.observe:
             return
-        seen = np.array([bool(i in self.lanes and self.lanes[i].job.recorder) for i in range(self.count)])
+        seen = np.array([i in self.lanes and self.lanes[i].job.recorder is not None for i in range(self.count)])
         if self.policy.spec.cameras:
             seen[list(attending)] = True
         if seen.any():
@@ -253,7 +253,7 @@ class _Loop:
         self._keep(worlds, memory)
         for row, i in enumerate(worlds):
             self.executor.give(i, chunks[row])
-        curious = [row for row, i in enumerate(worlds) if (r := self.lanes[i].job.recorder) and r.imagines]
+        curious = [row for row, i in enumerate(worlds) if (r := self.lanes[i].job.recorder) is not None and r.imagines]
         if not curious or not hasattr(self.policy, "foresee"):
             return {}
         frames = self.policy.foresee(select(memory, curious))
