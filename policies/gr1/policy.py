@@ -232,7 +232,8 @@ class GR1Policy(nn.Module):
 
     def _decide(self, frames: Tensor, valid: Tensor, drawn: Tensor) -> tuple[Tensor]:
         features, _ = self.model.think(frames, valid, [self.window - 1], True, False)
-        assert self.head is not None and features is not None
+        assert self.head is not None
+        assert features is not None
         return (self.head.act(features[:, 0], drawn),)
 
     def _imagine(self, frames: Tensor, valid: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:

@@ -88,6 +88,7 @@ class Text(nn.Module):
         self._lengths = torch.zeros(0, dtype=torch.long)
         self._summaries = torch.zeros(0, summary)
 
+    @torch.compiler.disable
     @torch.no_grad()
     def rows(self, sentences: Sequence[str]) -> Tensor:
         """The sentences' places in the cache, int64 (B,), encoding those not met before."""

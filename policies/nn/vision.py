@@ -79,7 +79,7 @@ class Conv(nn.Module):
             x = map_norm(conv(x))
             if self.films is not None and i >= 2:
                 x = self.films[i - 2](x, cast(Tensor, language))
-            x = F.silu(x)
+            x = F.relu(x)
         return self.readout(x)
 
 
@@ -143,7 +143,7 @@ class FrozenMAE(nn.Module):
                 model = cast(Any, ViTMAEModel).from_pretrained(weights, mask_ratio=0.0)
             except OSError as error:
                 raise UserError(
-                    f"vision weights {weights!r} are not on this machine and cannot be reached: download them or use policy=gr1_small."
+                    f"vision weights {weights!r} are not on this machine and cannot be reached: fetch them or use gr1_small."
                 ) from error
         config = model.config
         if config.image_size != size:
