@@ -42,7 +42,8 @@ class Windows:
     environment_state: also give the privileged state (B, T, E).
     image_size: side in pixels, or one per camera; frames are averaged down to it. None keeps the dataset's.
     mode: "memory" loads all frames once, "stream" reads each batch from disk, "auto" takes memory if the frames fit.
-    memory_gb: what fits (default: 60 % of the free memory). threads: for reading. device: where frames in memory live.
+    memory_gb: what fits (default: 60 % of the free memory). device: where frames in memory live.
+    threads: for reading; more than cores, as they wait for the disk.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Windows:
         image_size: int | Mapping[str, int] | None = None,
         mode: Literal["auto", "memory", "stream"] = "auto",
         memory_gb: float | None = None,
-        threads: int = 2,
+        threads: int = 8,
         device: str | torch.device = "cpu",
     ) -> None:
         self.dataset = dataset if isinstance(dataset, Dataset) else Dataset(dataset)
