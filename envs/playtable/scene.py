@@ -31,6 +31,8 @@ ARM_JOINTS = tuple(f"panda_joint{i + 1}" for i in range(7))
 FINGER_JOINTS = ("panda_finger_left", "panda_finger_right")
 ARM_GAIN = (4500, 4500, 3500, 3500, 2000, 2000, 2000)
 DAMPING_PER_GAIN = 0.03
+ARM_FORCE = 500.0
+"""Newton metres; the damping takes 270 of it at the original's top speed of 2 rad/s."""
 LINK_MASS = (2.9, 2.7, 2.73, 2.04, 2.08, 3.0, 1.3, 0.2)
 FINGER_MASS = 0.1
 FINGER_GAIN, FINGER_DAMPING, FINGER_FORCE = 2000.0, 30.0, 40.0
@@ -187,7 +189,7 @@ def _add_robot(spec: mujoco.MjSpec) -> None:
             damping=[DAMPING_PER_GAIN * ARM_GAIN[i], 0, 0],
         )  # fmt: skip
         link_mesh(body, f"link{i + 1}", LINK_MASS[i + 1])
-        actuator = spec.add_actuator(name=joint, target=joint, trntype=mujoco.mjtTrn.mjTRN_JOINT, forcerange=[-200, 200])
+        actuator = spec.add_actuator(name=joint, target=joint, trntype=mujoco.mjtTrn.mjTRN_JOINT, forcerange=[-ARM_FORCE, ARM_FORCE])
         actuator.set_to_position(kp=ARM_GAIN[i])
         actuator.forcelimited = True
     hand = body.add_body(name="hand", pos=[0, 0, FLANGE], quat=_rotation_z(HAND_YAW), gravcomp=1)
