@@ -1,6 +1,6 @@
 """A world small enough to reason about: a point on a square with coloured goals, with the playtable's contracts.
 
-State (x, y, pressed): the point moves by 0.1 times the action, clipped to [0, 1]; the third action entry above 0 presses.
+State (x, y): the point moves by 0.1 times the first two action entries, clipped to [0, 1]; the other five do nothing.
 A task "reach_<colour>" is solved when the point comes within 0.1 of that goal, having started outside.
 Pictures are black but for a white dot at the point, so that a policy can really see.
 """
@@ -25,7 +25,7 @@ def point_spec(cameras: bool = True) -> Spec:
     return Spec(
         cameras={"static": (SIZE, SIZE), "wrist": (SIZE, SIZE)} if cameras else {},
         state=(Entry("x", "m"), Entry("y", "m")),
-        action=(Entry("dx", "1", -1, 1), Entry("dy", "1", -1, 1), Entry("press", "1", -1, 1)),
+        action=tuple(Entry(name, "1", -1, 1) for name in ("dx", "dy", "dz", "roll", "pitch", "yaw", "press")),
         action_kind="relative_pose",
         control_hz=30.0,
         frame="square",
@@ -45,7 +45,7 @@ class PointWorld(VectorEnv):
     def __init__(self, num_worlds: int = 1, scene: str = "AB", cameras: Any = None):
         self.num_envs = num_worlds
         self.vla_spec = point_spec()
-        self.single_action_space = gymnasium.spaces.Box(-1, 1, (3,))
+        self.single_action_space = gymnasium.spaces.Box(-1, 1, (7,))
         self.scenes = tuple(scene[i % len(scene)] for i in range(num_worlds))
         self.points = np.zeros((num_worlds, 2))
         self.pictures = np.zeros((num_worlds, SIZE, SIZE, 3), np.uint8)
@@ -62,7 +62,7 @@ class PointWorld(VectorEnv):
         return self._observation(mask), {}
 
     def step(self, actions: np.ndarray) -> Any:
-        assert actions.shape == (self.num_envs, 3)
+        assert actions.shape == (self.num_envs, 7)
         assert actions.dtype == np.float32
         self.points = np.clip(self.points + 0.1 * actions[:, :2], 0, 1)
         no = np.zeros(self.num_envs, bool)
@@ -119,6 +119,26 @@ class Benchmark:
         return tuple(f"{word} {task.removeprefix('reach_')}" for word in words[split])
 
 
+class PointPlay:
+    """Play among the goals: any goal that is not near is a task."""
+
+    max_steps = 40
+
+    def start(self, rng: np.random.Generator, scene: str, counts: Any) -> dict[str, np.ndarray]:
+        return {"robot_obs": rng.uniform(0.2, 0.8, 2)}
+
+    def choose(self, rng: np.random.Generator, state: Any, scene: str, counts: Any) -> str | None:
+        valid = [task for task in TASKS if not near(state, task)]
+        least = min(counts[task] for task in valid)
+        return str(rng.choice([task for task in valid if counts[task] == least]))
+
+    def solved(self, task: str, start: Any, end: Any) -> bool:
+        return near(end, task) and not near(start, task)
+
+    def instructions(self, task: str) -> tuple[str, ...]:
+        return Benchmark().instructions(task, "train")
+
+
 class PointPolicy:
     """Walks towards the colour in the instruction, with noise of its own and, rarely, the wrong colour.
 
@@ -151,7 +171,7 @@ class PointPolicy:
             here = np.argwhere(picture)[0] / (SIZE - 1)
             delta = np.clip(np.array(GOALS[colour]) - here, -0.1, 0.1) * 5
             walk = delta + self.noise * rng.normal(size=(self.horizon, 2))
-            chunks.append(np.concatenate([walk, np.ones((self.horizon, 1))], axis=1))
+            chunks.append(np.concatenate([walk, np.ones((self.horizon, 5))], axis=1))
         memory = {**memory, "asked": memory["asked"] + 1, "seen": memory["seen"] + 1}
         return np.clip(np.array(chunks, np.float32), -1, 1), memory
 

@@ -18,6 +18,9 @@ class Tape:
     def __init__(self):
         self.observations, self.actions, self.imagined = [], [], []
 
+    def __len__(self):
+        return len(self.actions)  # false while empty, and a recorder all the same
+
     def step(self, observation, action, imagined):
         self.observations.append(observation)
         self.actions.append(action)
@@ -95,7 +98,7 @@ def test_pictures_are_taken_only_where_someone_looks():
     assert timing.queries < timing.steps / 2
     blind = PointPolicy()
     blind.spec = point_spec(cameras=False)
-    blind.act = lambda observation, memory: (np.zeros((len(observation[TASK]), 1, 3), np.float32), memory)
+    blind.act = lambda observation, memory: (np.zeros((len(observation[TASK]), 1, 7), np.float32), memory)
     world = PointWorld(2)
     list(rollout(world, blind, jobs(), RecedingHorizon(1)))
     assert world.drawn.sum() == 0
@@ -121,7 +124,7 @@ def test_partial_resets_leave_the_others_alone():
 
 
 def test_what_is_recorded_is_the_clean_action():
-    offset = np.array([0.5, 0, 0], np.float32)
+    offset = np.array([0.5, *[0] * 6], np.float32)
     tape = Tape()
     job = Job(0, wander(0, disturb=lambda action: action + offset), tape)
     world = PointWorld()

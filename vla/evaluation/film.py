@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vla.policy import Observation
 from vla.spec import IMAGE_PREFIX, TASK
 
-PANEL, GAP, HEADER, CAPTION = 224, 8, 58, 22
+GAP, HEADER, CAPTION = 8, 58, 22
 INK, PALE, FAINT = (236, 240, 248), (148, 160, 184), (52, 62, 84)
 GROUND, GOOD, BAD, DREAM = (16, 22, 36), (52, 211, 153), (248, 113, 113), (94, 214, 230)
 HOLD = 24  # frames for which the end is shown
@@ -35,6 +35,7 @@ class Film:
         self.attempts, self.tasks, self.foresight_steps = attempts, tasks, foresight_steps
         self.imagines = foresight_steps is not None
         self.fps = round(fps)
+        self._side = 224 if self.imagines else 336  # of a picture, so that films of both kinds are about as wide
         self._file = io.BytesIO()
         self._container: Any = None
         self._turn, self._step = -1, 0
@@ -71,7 +72,7 @@ class Film:
     def _draw(self, now: Mapping[str, np.ndarray]) -> Image.Image:
         columns = 3 if self.imagines else 1
         across, down = (columns, len(now)) if self.imagines else (len(now), 1)
-        size = (across * (PANEL + GAP) + GAP, HEADER + down * (PANEL + CAPTION) + GAP)
+        size = (across * (self._side + GAP) + GAP, HEADER + down * (self._side + CAPTION) + GAP)
         canvas = Image.new("RGB", size, GROUND)
         self._head(canvas)
         imagined, came = self._pair or ({}, {})
@@ -101,15 +102,15 @@ class Film:
                 draw.ellipse((x, y, x + 17, y + 17), outline=DREAM if k == done else FAINT, width=2)
 
     def _panel(self, canvas: Image.Image, column: int, row: int, picture: np.ndarray | None, words: str, colour: Any) -> None:
-        x, y = GAP + column * (PANEL + GAP), HEADER + row * (PANEL + CAPTION)
+        x, y = GAP + column * (self._side + GAP), HEADER + row * (self._side + CAPTION)
         draw = ImageDraw.Draw(canvas)
         if picture is None:
-            draw.rectangle((x, y, x + PANEL - 1, y + PANEL - 1), outline=FAINT)
+            draw.rectangle((x, y, x + self._side - 1, y + self._side - 1), outline=FAINT)
         else:
-            canvas.paste(Image.fromarray(picture).resize((PANEL, PANEL), Image.Resampling.BICUBIC), (x, y))
+            canvas.paste(Image.fromarray(picture).resize((self._side, self._side), Image.Resampling.BICUBIC), (x, y))
             if colour == DREAM:
-                draw.rectangle((x, y, x + PANEL - 1, y + PANEL - 1), outline=DREAM, width=2)
-        draw.text((x, y + PANEL + 2), words, font=_font(12), fill=colour)
+                draw.rectangle((x, y, x + self._side - 1, y + self._side - 1), outline=DREAM, width=2)
+        draw.text((x, y + self._side + 2), words, font=_font(12), fill=colour)
 
     def _encode(self, canvas: Image.Image) -> None:
         if self._container is None:

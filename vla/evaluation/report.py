@@ -99,7 +99,11 @@ def _tasks(tasks: Mapping[str, Row]) -> str:
         f"<td class='n pale'>{'' if t['mean_steps'] is None else format(t['mean_steps'], '.0f')}</td></tr>"
         for name, t in sorted(tasks.items(), key=lambda item: (item[1]["value"], item[0]))
     )
-    head = "<tr><th>task</th><th></th><th>success</th><th>95 %</th><th>solved / tried</th><th>mean steps</th></tr>"
+    head = (
+        "<tr><th>task</th><th></th>"
+        + "".join(f"<th class='n'>{name}</th>" for name in ("success", "95 %", "solved / tried", "mean steps"))
+        + "</tr>"
+    )
     return f'<table class="bars">{head}{rows}</table>'
 
 
@@ -113,7 +117,9 @@ def _failures(chains: Sequence[Row]) -> str:
         f"<td>{escape(chain['attempts'][-1]['instruction'])}</td><td class='n'>{chain['attempts'][-1]['steps']}</td></tr>"
         for chain in failed[:SHOWN_FAILURES]
     )
-    head = "<tr><th>chain</th><th>at task no.</th><th>task</th><th>instruction</th><th>steps</th></tr>"
+    head = (
+        "<tr><th class='n'>chain</th><th class='n'>at task</th><th>task</th><th>instruction</th><th class='n'>steps</th></tr>"
+    )
     more = len(failed) - SHOWN_FAILURES
     rest = f'<p class="note">and {more} more, in results.json</p>' if more > 0 else ""
     return (
