@@ -13,7 +13,7 @@ from envs.playtable.layout import DOOR_WIDTH, Interval, Layout
 from envs.playtable.state import BLOCKS, COLOURS, ROBOT, Block, State
 from envs.playtable.tasks import TASKS, on_blocks_alone
 
-REACH: Interval = (-0.38, 0.31)
+REACH: Interval = (-0.38, 0.29)
 """x of blocks on the table top that the hand reaches from above."""
 FINGER_ROOM = 0.09
 """Distance between the centres of two blocks that leaves room for an open hand."""

@@ -116,11 +116,11 @@ def place(robot_obs, scene_obs, base, orders, rows, qpos, userdata, ctrl):
 
 
 @njit(cache=True, nogil=True)
-def touching(geoms, distances, parts, count):
-    """(count,) bit masks: bit j of entry i is set if parts i and j are in contact."""
+def touching(geoms, distances, parts, count, reach):
+    """(count,) bit masks: bit j of entry i is set if parts i and j are nearer than `reach` metres."""
     masks = np.zeros(count, dtype=np.int64)
     for c in range(geoms.shape[0]):
-        if distances[c] < 0:
+        if distances[c] < reach:
             a, b = parts[geoms[c, 0]], parts[geoms[c, 1]]
             masks[a] |= 1 << b
             masks[b] |= 1 << a

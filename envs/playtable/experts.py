@@ -122,6 +122,17 @@ class View:
             return None
         return next((color for color, block in self.blocks.items() if self.between(block)), None)
 
+    def near_block(self, distance: float) -> bool:
+        """Whether the fingers reach down around or beside a block."""
+        offsets = np.array([block.position for block in self.blocks.values()]) - self.tcp
+        return bool((np.hypot(offsets[:, 0], offsets[:, 1]) < distance)[np.abs(offsets[:, 2]) < 0.03].any())
+
+    @property
+    def straddled_x(self) -> float:
+        """x of the lever or door handle that the fingers are around, else the hand's own."""
+        handle = self.layout.door_left + L.DOOR_WIDTH / 2 - self.slider
+        return next((x for x in (self.layout.switch_x, handle) if abs(x - self.tcp[0]) < 0.045), float(self.tcp[0]))
+
     @property
     def pinching(self) -> bool:
         """Whether something is between the closed fingers."""
@@ -158,7 +169,7 @@ def approach(
 
     Let go of what is between the fingers, rise, back away from the cabinet front, travel in front of it, go in.
     """
-    if view.pinching and not carrying:
+    if not carrying and (view.pinching or (view.near_block(0.025) and view.width < 0.07 and not view.closing)):
         return Move(view.tcp, OPEN, view.euler[2], view.euler[1])
     depth = float(np.linalg.norm(entry))
     axis = entry / depth
@@ -172,14 +183,15 @@ def approach(
     waypoint = target + axis * out
     across = abs(offset[0])
     travel = max(target[2] + entry[2], TRAVEL)
-    if beside > 0.03 and view.tcp[2] < travel - 0.03 and along < out - 0.02:
-        keep = OPEN if not view.closing and not carrying else grip
+    leaving = view.near_block(0.05) and not carrying
+    if beside > 0.03 and (leaving or (view.tcp[2] < travel - 0.03 and along < out - 0.02)):
+        keep = grip if carrying else CLOSE if view.closing else OPEN
         turning = view.tcp[2] > L.TABLE_TOP + 0.05 and view.tcp[1] < LANE
         euler = (yaw, pitch) if turning else (view.euler[2], view.euler[1])
-        return Move(np.array([*view.tcp[:2], travel + 0.01]), keep, *euler)
+        return Move(np.array([*view.tcp[:2], max(view.tcp[2] + 0.03, travel + 0.01)]), keep, *euler)
     if across > (0.04 if view.tcp[1] > LANE + 0.02 else 0.015) and max(view.tcp[1], waypoint[1]) > LANE:
         if view.tcp[1] > LANE + 0.02:
-            waypoint = np.array([view.tcp[0], LANE - 0.01, max(view.tcp[2], travel - 0.02)])
+            waypoint = np.array([view.straddled_x, LANE - 0.01, max(view.tcp[2], travel - 0.02)])
             keep = OPEN if not view.closing and not carrying else grip
             return Move(waypoint, keep, view.euler[2], view.euler[1])
         waypoint = np.array([target[0], LANE - 0.01, travel])
@@ -213,7 +225,7 @@ def grasp(view: View, color: str, preferred: float = FORWARD) -> Move | None:
         gripped = np.abs(view.width - block.size).min() < 0.004
         return None if gripped else Move(view.tcp, CLOSE, view.euler[2], view.euler[1])
     turned = abs(_wrap(yaw - view.euler[2])) < 0.12 and abs(pitch - view.euler[1]) < 0.12
-    if not view.pinching and view.width > 0.07 and turned and at(view, target, (0.008, 0.008, 0.008)):
+    if not view.pinching and view.width > 0.07 and turned and at(view, target, (0.009, 0.012, 0.012)):
         return Move(view.tcp, CLOSE, yaw, pitch)
     return approach(view, target, OPEN, yaw, pitch, entry)
 
@@ -243,7 +255,8 @@ def _shove(view: View, block: BlockView, direction: np.ndarray) -> Move:
     off = float((block.position - view.tcp) @ across)
     low = view.tcp[2] < L.TABLE_TOP + 0.035
     if low and not view.pinching and view.width < 0.02 and abs(off) < 0.02 and block.reach(direction) < gap < behind + 0.03:
-        ahead = view.tcp + direction * 0.05 + across * off * 0.6
+        # At half speed: a block pushed faster slides on by itself.
+        ahead = view.tcp + direction * 0.02 + across * off * 0.6
         return Move(np.array([ahead[0], ahead[1], target[2]]), CLOSE)
     return approach(view, target, CLOSE)
 
@@ -253,11 +266,13 @@ def push(view: View, color: str, sign: float) -> Move:
 
 
 def push_into_drawer(view: View) -> Move:
-    """The block on the table over the open drawer that is nearest to the edge."""
+    """The block on the table that is nearest to the open drawer; one beside it is first pushed in front of it."""
     ready = [b for b in view.blocks.values() if b.position[1] < 0.02 and b.position[2] > L.TABLE_TOP - 0.02]
     ready = ready or list(view.blocks.values())
     block = min(ready, key=lambda b: 2 * max(0.0, abs(b.position[0] - view.layout.drawer_x) - 0.15) + b.position[1])
-    return _shove(view, block, np.array([0.0, -1.0, 0.0]))
+    side = view.layout.drawer_x - block.position[0]
+    direction = [0.0, -1.0, 0.0] if abs(side) < 0.15 else [np.sign(side), 0.0, 0.0]
+    return _shove(view, block, np.array(direction))
 
 
 def move_slider(view: View, sign: float) -> Move:
@@ -282,7 +297,7 @@ def move_drawer(view: View, sign: float) -> Move:
 def flip_switch(view: View, sign: float) -> Move:
     """Pinch the lever and carry it along the slope: up (+1) or down (-1)."""
     frame = np.array([view.layout.switch_x, 0.0609, 0.4949])
-    target = frame + SLOPE * view.switch + NORMAL * 0.075
+    target = frame + SLOPE * view.switch + NORMAL * 0.09
     if at(view, target, (0.016, 0.025, 0.03)) and view.closing and view.width < 0.06:
         if view.width > 0.037:
             return Move(np.array([target[0], *view.tcp[1:]]), CLOSE, FORWARD, LEAN)
@@ -339,7 +354,7 @@ def place_in_slider(view: View) -> Move:
     low, high = max(left, right, key=lambda opening: opening[1] - opening[0])
     x = _free_place(np.array([(low + high) / 2, low, high]), [b for c, b in view.blocks.items() if c != color and _inside_cabinet(b)])
     goal = np.array([x, 0.085, L.PLANK_TOP + view.blocks[color].height / 2])
-    return _carry(view, color, goal, 0.01, _lean(view, goal), _upright_yaw(view), INTO_CABINET)
+    return _carry(view, color, goal, 0.02, _lean(view, goal), _upright_yaw(view), INTO_CABINET)
 
 
 def place_in_drawer(view: View) -> Move:
@@ -353,7 +368,7 @@ def place_in_drawer(view: View) -> Move:
     lying = [b for c, b in view.blocks.items() if c != color and b.position[2] < L.TABLE_TOP - 0.02]
     x = _free_place(s.drawer_x + np.array([0.0, -0.11, 0.11]), lying)
     goal = np.array([x, -0.169 - view.drawer / 2, L.DRAWER_FLOOR + view.blocks[color].height / 2 + 0.02])
-    return _carry(view, color, goal, 0.015, LEAN, _upright_yaw(view), ABOVE)
+    return _carry(view, color, goal, 0.03, LEAN, _upright_yaw(view), BESIDE_TABLE)
 
 
 def _free_place(places: np.ndarray, others: Sequence[BlockView]) -> float:
@@ -378,7 +393,13 @@ def stack_block(view: View) -> Move:
     if not view.closing and view.between(block) and np.hypot(*(block.position - goal)[:2]) < 0.02:
         return _release(view, block)
     move = _regrasp(view, color)
-    return move or _carry(view, color, goal, 0.004, 0.0, view.euler[2], ABOVE, near=0.007)
+    return move or _carry(view, color, goal, 0.004, view.euler[1] - _tilt(view, block), view.euler[2], ABOVE, near=0.007)
+
+
+def _tilt(view: View, block: BlockView) -> float:
+    """How far a held block leans the way the fingers point: the hand pitches back by as much to hold it level."""
+    up = block.axes[:, block.upright] * np.sign(block.axes[2, block.upright])
+    return float(np.arctan2(up[0] * np.cos(view.euler[2]) + up[1] * np.sin(view.euler[2]), up[2]))
 
 
 def unstack_block(view: View) -> Move:

@@ -26,6 +26,8 @@ assert SUBSTEPS * CONTROL_HZ == PHYSICS_HZ
 ROBOT, TABLE, BLOCK = 1, 2, 4
 """Collision groups: no group meets itself but blocks, so that parts of the table slide through each other freely."""
 STIFF = [0.002, 1.0]
+TOUCH = 0.0005
+"""Blocks are in contact up to this distance, metres, as Bullet reports it: sliding does not flicker. Forces begin at 0."""
 
 ARM_JOINTS = tuple(f"panda_joint{i + 1}" for i in range(7))
 FINGER_JOINTS = ("panda_finger_left", "panda_finger_right")
@@ -163,6 +165,7 @@ def _add_blocks(spec: mujoco.MjSpec, s: L.Layout) -> None:
         _box(
             block, f"block_{color}", -size / 2, size / 2, BLOCK, rgba=(*rgb, 1), mass=L.BLOCK_MASS,
             friction=[L.BLOCK_FRICTION, 0.005, 0.0001], condim=4, solref=STIFF, priority=1,
+            gap=TOUCH,
         )  # fmt: skip
 
 

@@ -70,7 +70,7 @@ def _place_blocks(rng: np.random.Generator, layout: L.Layout, scene: np.ndarray,
         for attempt in range(1000):
             where = str(rng.choice(options if attempt < 300 else ["table", "slider_left", "slider_right"]))
             if where == "table":
-                x, y = min(rng.uniform(*layout.table), 0.29), rng.uniform(-0.15, -0.065)
+                x, y = min(rng.uniform(*layout.table), 0.27), rng.uniform(-0.15, -0.085)
                 z, yaw = L.TABLE_TOP + 0.02, rng.uniform(-np.pi, np.pi)
                 if task in ("push_into_drawer", "unstack_block") and not placed:
                     x, y = layout.drawer_x + rng.uniform(-0.12, 0.12), rng.uniform(-0.15, -0.09)
@@ -86,7 +86,7 @@ def _place_blocks(rng: np.random.Generator, layout: L.Layout, scene: np.ndarray,
                 x, y = np.clip(rng.uniform(*getattr(layout, where)), low, high), rng.uniform(0.075, 0.105)
                 z, yaw = L.PLANK_TOP + 0.02, np.pi / 2 + rng.uniform(-0.4, 0.4)
             clear = all(np.hypot(x - p[0], y - p[1]) > BLOCK_GAP for p in placed)
-            under_switch = abs(x - layout.switch_x) < 0.12 and y > -0.10
+            under_switch = abs(x - layout.switch_x) < 0.08 and y > -0.12
             beside_button = np.hypot(x - layout.button_x, y - layout.button_y) > 0.09
             hidden = where.startswith("slider") and color == named and door[0] - 0.105 < x < door[1] + 0.105
             if clear and (where != "table" or (beside_button and not under_switch)) and not hidden:

@@ -206,7 +206,7 @@ class Playtable(VectorEnv):
     def _state(self, n: int) -> State:
         data = self._batch.get_data(n, self._scratch)
         contact = data.contact
-        masks = dynamics.touching(contact.geom, contact.dist, self._part_of_geom, len(S.PARTS))
+        masks = dynamics.touching(contact.geom, contact.dist, self._part_of_geom, len(S.PARTS), S.TOUCH)
         qpos, qvel, memory = self._qpos[n].tolist(), self._qvel[n].tolist(), self._userdata[n]
         blocks = {}
         for i, color in enumerate(L.BLOCK_NAMES):
