@@ -225,7 +225,6 @@ def collect(config: DictConfig) -> Iterator[tuple[int, int]]:
     workers = min(config.workers or available_cores(), len(units))
     made = {"command": " ".join(sys.argv), "config": OmegaConf.to_container(config, resolve=True)}
     made |= circumstances(torch.device("cpu"))
-    Path(config.out).mkdir(parents=True, exist_ok=True)
     yield from spread(_work, [(part, units[part::workers], made) for part in range(workers)])
 
 
