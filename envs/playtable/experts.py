@@ -74,15 +74,22 @@ class BlockView:
     def height(self) -> float:
         return float(self.size[self.upright])
 
-    def grasp(self, preferred: float) -> tuple[float, float]:
-        """Yaw, nearest to the preferred one, at which the fingers close over an edge that fits; and that edge's length."""
+    def grasp(self, preferred: float, others: Sequence[BlockView] = ()) -> tuple[float, float]:
+        """Yaw, nearest to the preferred one, at which the fingers close over an edge that fits; and that edge's length.
+
+        Another block where a finger would go down counts as much as a large turn.
+        """
         best = (np.inf, preferred, 0.04)
         for axis in range(3):
             if axis == self.upright or self.size[axis] > 0.06:
                 continue
             yaw = np.arctan2(self.axes[0, axis], -self.axes[1, axis])
             yaw = preferred + _wrap_half(yaw - preferred)
-            best = min(best, (abs(yaw - preferred) + 40 * (self.size[axis] - 0.04), yaw, self.size[axis]))
+            cost = abs(yaw - preferred) + 40 * (self.size[axis] - 0.04)
+            for side in (-1, 1):
+                finger = self.position + side * (self.size[axis] / 2 + 0.025) * self.axes[:, axis]
+                cost += 3.0 * any(np.hypot(*(other.position - finger)[:2]) < 0.045 for other in others)
+            best = min(best, (cost, yaw, self.size[axis]))
         return best[1], best[2]
 
     def reach(self, direction: np.ndarray) -> float:
@@ -184,7 +191,7 @@ def approach(
     across = abs(offset[0])
     travel = max(target[2] + entry[2], TRAVEL)
     leaving = view.near_block(0.05) and not carrying
-    if beside > 0.03 and (leaving or (view.tcp[2] < travel - 0.03 and along < out - 0.02)):
+    if beside > 0.03 and (leaving or view.tcp[2] < travel - 0.03):
         keep = grip if carrying else CLOSE if view.closing else OPEN
         turning = view.tcp[2] > L.TABLE_TOP + 0.05 and view.tcp[1] < LANE
         euler = (yaw, pitch) if turning else (view.euler[2], view.euler[1])
@@ -217,7 +224,8 @@ def _lean(view: View, position: np.ndarray) -> float:
 def grasp(view: View, color: str, preferred: float = FORWARD) -> Move | None:
     """On the way to holding a block; None once it is held."""
     block = view.blocks[color]
-    yaw, edge = block.grasp(preferred)
+    level = [b for b in view.blocks.values() if b is not block and abs(b.position[2] - block.position[2]) < 0.02]
+    yaw, edge = block.grasp(preferred, level)
     pitch = _lean(view, block.position)
     entry = INTO_CABINET if _inside_cabinet(block) else ABOVE if block.position[2] > L.TABLE_TOP else BESIDE_TABLE
     target = block.position.copy()
@@ -231,6 +239,13 @@ def grasp(view: View, color: str, preferred: float = FORWARD) -> Move | None:
 
 
 def lift(view: View, color: str) -> Move:
+    """Take hold and go up; a door in the way is moved aside first."""
+    block = view.blocks[color]
+    door = view.layout.door_left - view.slider
+    if _inside_cabinet(block) and view.held != color and door - 0.09 < block.position[0] < door + L.DOOR_WIDTH + 0.09:
+        sign = 1.0 if block.position[0] < door + L.DOOR_WIDTH / 2 else -1.0
+        if 0.01 < view.slider < view.layout.slide_range - 0.01 or (sign > 0) == (view.slider > 0.1):
+            return move_slider(view, sign)
     move = grasp(view, color)
     return move or Move(view.tcp + [0, 0, 0.05], CLOSE, view.euler[2], view.euler[1])
 

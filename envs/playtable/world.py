@@ -53,7 +53,8 @@ class Playtable(VectorEnv):
     """N worlds. `scenes`: one letter per world. Observations and actions as `vla_spec` says.
 
     cameras: name -> (height, width), out of "static" and "wrist"; empty renders nothing. renderer: "raster" (software, the
-    same pixels everywhere) or "gl". randomize: draw a new look for a world at every reset. leash: how far the target pose may
+    same pixels everywhere) or "gl". randomize: chance that a reset draws a new look for a
+    world instead of the scene's own. leash: how far the target pose may
     lead the hand (metres, radians); (inf, inf) is the original's unbounded wind-up. threads: 0 takes every core; results do
     not depend on it.
     """
@@ -63,7 +64,7 @@ class Playtable(VectorEnv):
         scenes: Sequence[str],
         cameras: Mapping[str, tuple[int, int]],
         renderer: str = "raster",
-        randomize: bool = False,
+        randomize: float = 0.0,
         leash: tuple[float, float] = (0.06, 0.3),
         supersample: int = 1,
         threads: int = 1,
@@ -147,7 +148,9 @@ class Playtable(VectorEnv):
         if "look" in options:
             self._looks[rows] = np.asarray(options["look"])[rows]
         elif self._randomize:
-            self._looks[rows] = [self._rngs[n].integers(1, 2**31) for n in rows]
+            for n in rows:
+                drawn = self._rngs[n].random() < self._randomize
+                self._looks[n] = self._rngs[n].integers(1, 2**31) if drawn else 0
         self._batch.reset(rows, stage=mujoco.mjtStage.mjSTAGE_NONE)
         dynamics.place(
             robot[rows], scene[rows], self._base, self._orders, rows, self._qpos, self._userdata, self._ctrl
