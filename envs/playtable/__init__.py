@@ -36,5 +36,5 @@ def make(
 gymnasium.register(
     id="playtable/Playtable-v0",
     entry_point="envs.playtable.single:PlaytableEnv",
-    vector_entry_point="envs.playtable:make",
+    vector_entry_point="envs.playtable.single:make_vector",
 )
