@@ -28,7 +28,10 @@ SCHEMA_VERSION = 1
 
 
 class UserError(Exception):
-    """A mistake that its maker can mend: one sentence naming the thing, the value and the mend. Commands print it and exit 2."""
+    """A mistake that its maker can mend, in one sentence naming the thing, the value and the mend.
+
+    Commands print it and exit with status 2.
+    """
 
 
 def image_key(camera: str) -> str:
@@ -76,7 +79,9 @@ class Spec:
     def from_dict(cls, data: Mapping[str, Any]) -> Spec:
         """Rebuild a Spec; raises UserError for another schema version."""
         if data.get("schema") != SCHEMA_VERSION:
-            raise UserError(f"spec schema is {data.get('schema')!r}, this version reads {SCHEMA_VERSION}: convert the file again.")
+            raise UserError(
+                f"spec schema is {data.get('schema')!r}, this version reads {SCHEMA_VERSION}: convert the file again."
+            )
         entries = {k: tuple(Entry(**e) for e in data[k]) for k in ("state", "action", "environment_state")}
         cameras = {k: (int(h), int(w)) for k, (h, w) in data["cameras"].items()}
         rest = {k: data[k] for k in ("action_kind", "control_hz", "frame")}
@@ -107,14 +112,15 @@ def require_match(needs: Spec, has: Spec, needs_name: str, has_name: str) -> Non
             continue
         if len(wanted) != len(offered):
             raise UserError(
-                f"{needs_name} has {kind} of {len(wanted)} entries but {has_name} has {len(offered)}: use parts made for each other."
+                f"{needs_name} has {kind} of {len(wanted)} entries but {has_name} has {len(offered)}: "
+                "use parts made for each other."
             )
         for i, (a, b) in enumerate(zip(wanted, offered, strict=True)):
             if a != b:
-                raise UserError(
-                    f"{kind}[{i}] is {a} in {needs_name} but {b} in {has_name}: use parts made for each other."
-                )
+                raise UserError(f"{kind}[{i}] is {a} in {needs_name} but {b} in {has_name}: use parts made for each other.")
     for name in ("action_kind", "control_hz", "frame"):
         wanted, offered = getattr(needs, name), getattr(has, name)
         if needs.action and wanted != offered:
-            raise UserError(f"{name} is {wanted!r} in {needs_name} but {offered!r} in {has_name}: use parts made for each other.")
+            raise UserError(
+                f"{name} is {wanted!r} in {needs_name} but {offered!r} in {has_name}: use parts made for each other."
+            )

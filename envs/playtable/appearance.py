@@ -42,10 +42,22 @@ class Style:
 
 
 STYLES = {
-    "A": Style("oak", "oak", (0.55, 0.36, 0.24), (0.50, 0.31, 0.20), (0.62, 0.60, 0.58), (0.95, 0.95, 0.97), (0.35, -0.45, 1.0), 0.50),
-    "B": Style("pine", "pine", (0.98, 0.80, 0.58), (0.95, 0.76, 0.52), (0.72, 0.70, 0.66), (0.90, 0.93, 0.95), (-0.5, -0.3, 1.0), 0.56),
-    "C": Style("walnut", "oak", (0.66, 0.47, 0.30), (0.49, 0.30, 0.20), (0.60, 0.60, 0.62), (0.96, 0.93, 0.90), (0.1, -0.8, 1.0), 0.46),
-    "D": Style("walnut", "walnut", (0.64, 0.49, 0.36), (0.62, 0.47, 0.34), (0.67, 0.66, 0.64), (0.93, 0.95, 0.92), (0.6, -0.1, 1.0), 0.53),
+    "A": Style(
+        "oak", "oak", (0.55, 0.36, 0.24), (0.5, 0.31, 0.2),
+        (0.62, 0.6, 0.58), (0.95, 0.95, 0.97), (0.35, -0.45, 1), 0.50,
+    ),
+    "B": Style(
+        "pine", "pine", (0.98, 0.8, 0.58), (0.95, 0.76, 0.52),
+        (0.72, 0.7, 0.66), (0.9, 0.93, 0.95), (-0.5, -0.3, 1), 0.56,
+    ),
+    "C": Style(
+        "walnut", "oak", (0.66, 0.47, 0.3), (0.49, 0.3, 0.2),
+        (0.6, 0.6, 0.62), (0.96, 0.93, 0.9), (0.1, -0.8, 1), 0.46,
+    ),
+    "D": Style(
+        "walnut", "walnut", (0.64, 0.49, 0.36), (0.62, 0.47, 0.34),
+        (0.67, 0.66, 0.64), (0.93, 0.95, 0.92), (0.6, -0.1, 1), 0.53,
+    ),
 }  # fmt: skip
 WOODS = ("oak", "pine", "walnut")
 PATTERNS = (*WOODS, "tiles", "speckle", "linen", "stripes", "clouds")
@@ -133,7 +145,7 @@ def appearance(scene: str, seed: int = 0) -> Appearance:
     rgba = model.geom_rgba.astype(np.float32).copy()
     texture = np.full(model.ngeom, -1, dtype=np.int16)
     look = Look(key=style.strength, key_direction=style.key)
-    jitter = {"static": np.zeros(6), "wrist": np.zeros(6)}
+    jitter: dict[str, np.ndarray] = {"static": np.zeros(6), "wrist": np.zeros(6)}
     worn = {
         "floor": (_texture("tiles"), style.floor_tint),
         "base": (_texture(style.base), style.base_tint),
@@ -155,7 +167,7 @@ def appearance(scene: str, seed: int = 0) -> Appearance:
         look = Look(
             ambient=rng.uniform(0.40, 0.62),
             key=rng.uniform(0.30, 0.65),
-            key_direction=(*rng.uniform(-0.9, 0.9, 1), *rng.uniform(-0.9, 0.2, 1), 1.0),
+            key_direction=(rng.uniform(-0.9, 0.9), rng.uniform(-0.9, 0.2), 1.0),
             headlight=rng.uniform(0.05, 0.25),
             shadow=rng.uniform(0.3, 0.9),
         )

@@ -152,8 +152,8 @@ def _add_table(spec: mujoco.MjSpec, s: L.Layout) -> None:
     _box(led, "led", (s.led_x - 0.08, 0.14, 0.648), (s.led_x + 0.08, 0.18, 0.664), TABLE)
     light = world.add_body(name="light")
     light.add_geom(
-        name="light", type=mujoco.mjtGeom.mjGEOM_ELLIPSOID, pos=[s.switch_x, s.bulb_y + 0.02, 0.673], size=[0.028, 0.028, 0.025],
-        contype=TABLE, conaffinity=ROBOT | BLOCK, rgba=WHITE,
+        name="light", type=mujoco.mjtGeom.mjGEOM_ELLIPSOID, pos=[s.switch_x, s.bulb_y + 0.02, 0.673],
+        size=[0.028, 0.028, 0.025], contype=TABLE, conaffinity=ROBOT | BLOCK, rgba=WHITE,
     )  # fmt: skip
 
 
@@ -192,7 +192,9 @@ def _add_robot(spec: mujoco.MjSpec) -> None:
             damping=[DAMPING_PER_GAIN * ARM_GAIN[i], 0, 0],
         )  # fmt: skip
         link_mesh(body, f"link{i + 1}", LINK_MASS[i + 1])
-        actuator = spec.add_actuator(name=joint, target=joint, trntype=mujoco.mjtTrn.mjTRN_JOINT, forcerange=[-ARM_FORCE, ARM_FORCE])
+        actuator = spec.add_actuator(
+            name=joint, target=joint, trntype=mujoco.mjtTrn.mjTRN_JOINT, forcerange=[-ARM_FORCE, ARM_FORCE]
+        )
         actuator.set_to_position(kp=ARM_GAIN[i])
         actuator.forcelimited = True
     hand = body.add_body(name="hand", pos=[0, 0, FLANGE], quat=_rotation_z(HAND_YAW), gravcomp=1)

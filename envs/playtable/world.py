@@ -152,9 +152,7 @@ class Playtable(VectorEnv):
                 drawn = self._rngs[n].random() < self._randomize
                 self._looks[n] = self._rngs[n].integers(1, 2**31) if drawn else 0
         self._batch.reset(rows, stage=mujoco.mjtStage.mjSTAGE_NONE)
-        dynamics.place(
-            robot[rows], scene[rows], self._base, self._orders, rows, self._qpos, self._userdata, self._ctrl
-        )
+        dynamics.place(robot[rows], scene[rows], self._base, self._orders, rows, self._qpos, self._userdata, self._ctrl)
         self._batch.forward(rows, stage=mujoco.mjtStage.mjSTAGE_VEL)
         return self._observe(mask & self._seen), self._info()
 
@@ -163,9 +161,13 @@ class Playtable(VectorEnv):
             return None
         value = np.asarray(options[name], dtype=np.float64)
         if value.shape != (self.num_envs, length):
-            raise UserError(f"reset option {name} has shape {value.shape}: give one row for each world, ({self.num_envs}, {length}).")
+            raise UserError(
+                f"reset option {name} has shape {value.shape}: give one row for each world, ({self.num_envs}, {length})."
+            )
         if not np.isfinite(value).all():
-            raise UserError(f"reset option {name} is not finite at {np.argwhere(~np.isfinite(value))[0].tolist()}: give real numbers.")
+            raise UserError(
+                f"reset option {name} is not finite at {np.argwhere(~np.isfinite(value))[0].tolist()}: give real numbers."
+            )
         return value
 
     def step(self, actions: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
@@ -175,7 +177,9 @@ class Playtable(VectorEnv):
             raise UserError(f"actions have shape {actions.shape}: give ({self.num_envs}, 7).")
         if not np.isfinite(actions).all():
             world, entry = np.argwhere(~np.isfinite(actions))[0]
-            raise UserError(f"action of world {world} is {actions[world, entry]} at {ACTION_ENTRIES[entry].name}: give finite numbers.")
+            raise UserError(
+                f"action of world {world} is {actions[world, entry]} at {ACTION_ENTRIES[entry].name}: give finite numbers."
+            )
         dynamics.command(actions, self._qpos, self._userdata, self._ctrl, self._base, self._rest, self._leash)
         self._batch.step(nstep=S.SUBSTEPS, stage=mujoco.mjtStage.mjSTAGE_VEL)
         dynamics.latch(self._qpos, self._userdata)
@@ -217,11 +221,12 @@ class Playtable(VectorEnv):
             # MuJoCo gives a free body's spin in its own frame; tasks compare it in the world's.
             spin = np.empty(3)
             mujoco.mju_rotVecQuat(spin, self._qvel[n, v + 3 : v + 6], self._qpos[n, p + 3 : p + 7])
+            x, y, z = spin.tolist()
             blocks[color] = Block(
                 position=tuple(qpos[p : p + 3]),
                 quaternion=tuple(qpos[p + 3 : p + 7]),
                 linear_velocity=tuple(qvel[v : v + 3]),
-                angular_velocity=tuple(spin.tolist()),
+                angular_velocity=(x, y, z),
                 touches=_names(int(masks[BLOCK_BITS[i]])),
             )
         return State(
