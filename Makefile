@@ -1,0 +1,49 @@
+# make demo    evaluate the shipped checkpoint on 20 chains and leave runs/demo/report.html
+# make test    all tests (WORKERS=2 processes)
+# make lint    formatting, lint, types and the import contract
+# make bench   the measurements of benchmarks/ that need no data set
+# make setup   only install: into .venv, from uv.lock; the others do it first
+#
+# Needs python3 (any), and Python 3.12, which uv fetches if the machine has none. Nothing is installed outside this folder.
+
+POLICY ?= gr1_small
+CHAINS ?= 20
+WORKERS ?= 2
+
+BIN := .venv/bin
+# The uv on the PATH if it runs, else one of our own.
+UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
+
+.PHONY: setup demo test lint bench clean
+.DEFAULT_GOAL := setup
+
+.uv/bin/uv:
+	@command -v python3 >/dev/null || { echo "python3 is missing, and uv with it: install one (Debian: apt install python3 python3-venv)."; exit 2; }
+	@python3 -m venv .uv || { echo "python3 cannot make a venv: install it (Debian: apt install python3-venv), or install uv."; exit 2; }
+	.uv/bin/python -m pip install --quiet --disable-pip-version-check uv
+
+setup: $(filter .uv/bin/uv,$(UV))
+	$(UV) sync --frozen --quiet
+	@$(BIN)/python -c "import ctypes.util, sys; sys.exit(not ctypes.util.find_library('EGL'))" || \
+		echo "note: no libEGL here. Only renderer=gl needs it (Debian: apt install libegl1); the default renderer is software."
+
+demo: setup
+	@test -f checkpoints/$(POLICY)/model.safetensors || \
+		{ echo "checkpoints/$(POLICY) holds no checkpoint: give POLICY=<a folder in checkpoints/>, or train one (README)."; exit 2; }
+	$(BIN)/vla-evaluate checkpoint=checkpoints/$(POLICY) chains=$(CHAINS) videos=8 out=runs/demo
+	@echo "open $(CURDIR)/runs/demo/report.html in a browser"
+
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS)
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports --no-cache
+
+bench: setup
+	$(BIN)/python -m benchmarks.render
+
+clean:
+	rm -rf .uv .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache
