@@ -23,7 +23,7 @@ UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
 	.uv/bin/python -m pip install --quiet --disable-pip-version-check uv
 
 setup: $(filter .uv/bin/uv,$(UV))
-	$(UV) sync --frozen --quiet
+	$(UV) sync --frozen
 	@$(BIN)/python -c "import ctypes.util, sys; sys.exit(not ctypes.util.find_library('EGL'))" || \
 		echo "note: no libEGL here. Only renderer=gl needs it (Debian: apt install libegl1); the default renderer is software."
 
