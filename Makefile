@@ -37,10 +37,9 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS)
 
 lint: setup
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/pyright
-	$(BIN)/lint-imports --no-cache
+	@failed=0; for check in "ruff format --check ." "ruff check ." pyright "lint-imports --no-cache"; do \
+		echo "$$check"; $(BIN)/$$check || failed=1; \
+	done; exit $$failed
 
 bench: setup
 	$(BIN)/python -m benchmarks.render
