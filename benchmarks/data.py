@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +24,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from benchmarks.machine import machine
 from vla.data.store import Dataset, DatasetWriter, Segment
 from vla.data.windows import Windows
 from vla.spec import Entry, Spec
@@ -235,15 +234,6 @@ def table(rows: list[Row]) -> str:
         cells = [r.name, str(r.frames), *(text(v) for v in (r.megabytes, r.write, r.one, r.per_cpu, r.many)), ratio]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def machine() -> str:
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ""
-    )
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    cores = f"{os.cpu_count()} cores of {model or platform.processor()}, load {os.getloadavg()[0]:.1f} at the end"
-    return f"{cores}, commit {git.stdout.strip()}, {time.strftime('%Y-%m-%d')}"
 
 
 def main() -> None:

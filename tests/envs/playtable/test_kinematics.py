@@ -81,7 +81,7 @@ def test_any_target_gives_joints_within_the_limits(share, target, euler, iterati
 @given(direction=points.filter(lambda v: np.linalg.norm(v) > 0.1))
 def test_an_unreachable_target_stretches_the_arm_towards_it(direction):
     target = BASE + [0, 0, 0.333] + 3 * direction / np.linalg.norm(direction)
-    start, rotation, _ = forward(REST, BASE)
+    _, rotation, _ = forward(REST, BASE)
     joints = inverse(REST, target, rotation, BASE, REST, 3, 1e-4, 0.01)
     assert np.isfinite(joints).all()
     assert np.abs(joints - REST).max() <= 3 * 0.3 + 1e-9, "one iteration turns a joint by 0.3 rad at most"
