@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from policies.nn.transformer import Block, sincos_grid
 
 EPSILON = 1e-6
+LEAST = 0.02
+"""Deviations below this, in units of the normalised image, count as flat: their ratios would be noise."""
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
@@ -37,24 +39,36 @@ def targets(images: Tensor, patch: int) -> Tensor:
     return (patches - mean) / deviation
 
 
-def imagine(prediction: Tensor, current: Tensor, patch: int) -> Tensor:
-    """Predicted patches (M, P, patch * patch * 3) -> images (M, H, W, 3).
+def level_changes(images: Tensor, current: Tensor, patch: int) -> Tensor:
+    """How each patch's mean and log deviation change from the current images to these, (M, H, W, 3) both: (M, P, 2)."""
+    (mean, deviation), (now, spread) = (statistics(patchify(x.float(), patch)) for x in (images, current))
+    return torch.cat([mean - now, (deviation.clamp(min=LEAST) / spread.clamp(min=LEAST)).log()], dim=-1)
 
-    A prediction says how a patch looks, not how bright it is. The missing mean and deviation are those of the same patch
-    in the `current` frame (M, H, W, 3): where nothing moves they are right, where something moves they are a guess.
+
+def imagine(prediction: Tensor, current: Tensor, patch: int) -> Tensor:
+    """Predicted patches (M, P, patch * patch * 3), or with 2 level changes behind each -> images (M, H, W, 3).
+
+    The pixels say how a patch looks, not how bright it is. Mean and deviation are those of the same patch in the `current`
+    frame (M, H, W, 3), right only where nothing moves, unless the decoder predicts how they change.
     """
     mean, deviation = statistics(patchify(current.float(), patch))
-    return unpatchify(prediction.float() * deviation + mean, patch)
+    pixels, levels = prediction.float().split([patch * patch * 3, prediction.shape[-1] - patch * patch * 3], dim=-1)
+    if levels.shape[-1]:
+        mean, deviation = mean + levels[..., :1], deviation.clamp(min=LEAST) * levels[..., 1:].clamp(-4, 4).exp()
+    return unpatchify(pixels * deviation + mean, patch)
 
 
 class Decoder(nn.Module):
     """[OBS] outputs (M, Q, width) -> patches (M, P, patch * patch * 3).
 
     One mask token per patch with its fixed position looks, through ViT blocks, at the projected [OBS] tokens. With `skip`
-    a patch's mask token also carries a linear view of the current frame's vision features (M, P, skip) at that place.
+    a patch's mask token also carries a linear view of the current frame's vision features (M, P, skip) at that place. With
+    `levels` two more numbers are predicted for each patch: how its mean and log deviation change (see `level_changes`).
     """
 
-    def __init__(self, inputs: int, width: int, layers: int, heads: int, size: int, patch: int, skip: int | None):
+    def __init__(
+        self, inputs: int, width: int, layers: int, heads: int, size: int, patch: int, skip: int | None, levels: bool = False
+    ):
         super().__init__()
         self.project = nn.Linear(inputs, width)
         self.mask = nn.Parameter(torch.randn(width) * 0.02)
@@ -62,6 +76,10 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.pixels = nn.Linear(width, patch * patch * 3)
+        self.levels = nn.Linear(width, 2) if levels else None
+        if self.levels is not None:
+            nn.init.zeros_(self.levels.weight)
+            nn.init.zeros_(self.levels.bias)
         self.position: Tensor
         self.register_buffer("position", sincos_grid(size // patch, width), persistent=False)
 
@@ -72,4 +90,5 @@ class Decoder(nn.Module):
         x = torch.cat([self.project(obs), masks], dim=1)
         for block in self.blocks:
             x = block(x)
-        return self.pixels(self.norm(x[:, obs.shape[1] :]))
+        x = self.norm(x[:, obs.shape[1] :])
+        return self.pixels(x) if self.levels is None else torch.cat([self.pixels(x), self.levels(x)], dim=-1)

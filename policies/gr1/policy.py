@@ -146,10 +146,17 @@ class GR1Policy(nn.Module):
             if jitter is not None:
                 jitter = type(jitter)(*(x[:some] for x in jitter))
                 future = shift_pixels(future, jitter.shift)
-            target = frames_to_come.targets(normalise(future, jitter).flatten(0, 1), self.patch)
-            error = (prediction.float() - target).square().mean((1, 2))
-            mask = (batch["future.mask"][:some, steps] & valid[:some, steps]).flatten()
-            parts[f"foresight_{camera}"] = weighted_mean(error, mask.float())
+            future = normalise(future, jitter).flatten(0, 1)
+            target = frames_to_come.targets(future, self.patch)
+            pixels = target.shape[-1]
+            error = (prediction[..., :pixels].float() - target).square().mean((1, 2))
+            mask = (batch["future.mask"][:some, steps] & valid[:some, steps]).flatten().float()
+            parts[f"foresight_{camera}"] = weighted_mean(error, mask)
+            if self.model.decoder.levels is not None:
+                current = images[camera].unflatten(0, (b, t))[:some, steps].flatten(0, 1)
+                change = frames_to_come.level_changes(future, current, self.patch)
+                error = (prediction[..., pixels:].float() - change).square().mean((1, 2))
+                parts[f"foresight_{camera}_levels"] = weighted_mean(error, mask)
         total = torch.stack([self.weights[name.split("_")[0]] * part for name, part in parts.items()]).sum()
         return total, {name: part.detach() for name, part in parts.items()}
 

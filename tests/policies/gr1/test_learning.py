@@ -73,7 +73,7 @@ def test_flow_and_history_train_with_every_switch_on():
 def test_pretraining_on_video_alone():
     net = policy(VIDEO)
     history = fit(net, video_batch(6), 40)
-    assert set(history[0]) == {"foresight_static"}
+    assert set(history[0]) == {"foresight_static", "foresight_static_levels"}
     assert history[-1]["foresight_static"] < 0.95 * history[0]["foresight_static"]
     assert all(p.grad is None or p.requires_grad for p in net.parameters())
     assert not [n for n, _ in net.named_parameters() if "wrist" in n or "state" in n or "act_query" in n or "head" in n]
@@ -88,6 +88,14 @@ def test_foresight_on_a_part_of_the_batch_gives_the_same_action_loss(rows):
     _, part = net.loss(data)
     torch.testing.assert_close(whole["arm"], part["arm"], atol=1e-6, rtol=0)
     assert (rows == 4) == bool(torch.equal(whole["foresight_static"], part["foresight_static"]))
+
+
+def test_true_pixels_and_level_changes_imagine_the_future_exactly():
+    now, later = torch.randn(3, 16, 16, 3), 0.3 + 1.7 * torch.randn(3, 16, 16, 3)
+    perfect = torch.cat([foresight.targets(later, 8), foresight.level_changes(later, now, 8)], dim=-1)
+    torch.testing.assert_close(foresight.imagine(perfect, now, 8), later, atol=1e-4, rtol=0)
+    without = foresight.imagine(foresight.targets(later, 8), now, 8)
+    assert (without - later).square().mean() > 0.05
 
 
 def test_patches_are_normalised_as_published():
