@@ -32,6 +32,8 @@ def spread(work: Work, shares: Sequence[Any]) -> Iterator[Any]:
         for process in processes:
             process.start()
         yield from _collect(processes, results)
+        for process in processes:
+            process.join(timeout=30)  # what ends by itself leaves no semaphores behind
     finally:
         for process in processes:
             if process.is_alive():
