@@ -114,3 +114,6 @@ def test_a_film_shows_what_was_imagined_beside_the_frame_it_was_imagined_for():
     for step in range(3, 8):  # imagined at step 0 for step 3; the next, of step 5, is due at step 8
         assert at(step) == pytest.approx([20 * step, 200, 60], abs=6)
     assert len(shown) > 8
+    pixels = 32 * 32  # all moved from 0 to 60 between steps 0 and 3, and 200 was imagined
+    for sums in film.errors.values():
+        assert sums.tolist() == [3 * pixels * (200 - 60) ** 2, 3 * pixels * 60**2, pixels]

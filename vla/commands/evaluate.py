@@ -22,6 +22,8 @@ def main(config: DictConfig) -> None:
     print(f"average length {mean['value']:.3f}  [{mean['low']:.3f}, {mean['high']:.3f}]")
     for k, rate in enumerate(summary["in_a_row"], 1):
         print(f"{k} in a row {100 * rate['value']:6.1f} %  [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]")
+    for camera, row in summary["foresight"].items():
+        print(f"foresight, {camera}: error {row['ratio']:.3f} of nothing-moves on moving pixels (filmed chains)")
     times = result["timing"]
     print(f"{times['all_ms_per_step']:.2f} ms per control step, {times['policy_ms_per_query']:.2f} ms per query of the policy")
     print(f"report: {config.out}/report.html")

@@ -13,8 +13,11 @@ from typing import Any
 
 import av
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from vla.foresight import foresight_errors
+from vla.images import resize_area
 from vla.policy import Observation
 from vla.spec import IMAGE_PREFIX, TASK
 
@@ -29,6 +32,7 @@ class Film:
 
     attempts: the chain's list, which grows by {"solved"} as tasks end; tasks: how many the chain has; foresight_steps: how
     far ahead the policy imagines, None where it does not; fps: control steps per second.
+    errors: camera -> the three sums of `vla.foresight.foresight_errors` over all imagined frames that came due.
     """
 
     def __init__(self, attempts: Sequence[Mapping[str, Any]], tasks: int, foresight_steps: int | None, fps: float):
@@ -39,7 +43,8 @@ class Film:
         self._file = io.BytesIO()
         self._container: Any = None
         self._turn, self._step = -1, 0
-        self._due: dict[int, Mapping[str, np.ndarray]] = {}
+        self._due: dict[int, tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]] = {}
+        self.errors: dict[str, np.ndarray] = {}
         self._pair: tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]] | None = None
         self._canvas: Image.Image | None = None
         self._instruction = ""
@@ -49,13 +54,23 @@ class Film:
             self._turn, self._step, self._due, self._pair = len(self.attempts), 0, {}, None
         now = {name.removeprefix(IMAGE_PREFIX): value for name, value in observation.items() if name.startswith(IMAGE_PREFIX)}
         if imagined is not None and self.foresight_steps is not None:
-            self._due[self._step + self.foresight_steps] = imagined
+            self._due[self._step + self.foresight_steps] = imagined, now
         if self._step in self._due:
-            self._pair = self._due.pop(self._step), now
+            imagined, then = self._due.pop(self._step)
+            self._pair = imagined, now
+            self._judge(imagined, now, then)
         self._instruction = observation[TASK]
         self._canvas = self._draw(now)
         self._encode(self._canvas)
         self._step += 1
+
+    def _judge(
+        self, imagined: Mapping[str, np.ndarray], came: Mapping[str, np.ndarray], then: Mapping[str, np.ndarray]
+    ) -> None:
+        for camera, picture in imagined.items():
+            real, still = (_resized(x[camera], picture.shape[0]) for x in (came, then))
+            sums = np.array(foresight_errors(picture[None], real[None], still[None]))
+            self.errors[camera] = self.errors.get(camera, 0.0) + sums
 
     def finish(self) -> bytes:
         """The film, its last picture held with the verdict on the last task."""
@@ -121,6 +136,10 @@ class Film:
         pixels = np.asarray(canvas)[: self._stream.height, : self._stream.width]
         for packet in self._stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")):
             self._container.mux(packet)
+
+
+def _resized(picture: np.ndarray, side: int) -> np.ndarray:
+    return resize_area(torch.from_numpy(np.ascontiguousarray(picture)), side, side).numpy()
 
 
 def _mark(draw: ImageDraw.ImageDraw, x: int, y: int, solved: bool) -> None:

@@ -10,6 +10,10 @@ from importlib.resources import files
 from typing import Any
 
 SHOWN_FAILURES = 300
+FORESIGHT_NOTE = (
+    "Squared error of the imagined frames over that of the guess that nothing moves, on pixels that do move, in the filmed "
+    "chains. Below 1 it is foresight."
+)
 
 Row = Mapping[str, Any]
 
@@ -27,6 +31,7 @@ def render(result: Mapping[str, Any], films: Mapping[int, bytes]) -> str:
         _hero(result["title"], summary, result["settings"]),
         _section("Success in a row", _in_a_row(summary) + _lengths(result["chains"]), summary["method"]),
         _section("Films", _films(result["chains"], films), _film_note(result["settings"])) if films else "",
+        _section("Foresight", _foresight(summary["foresight"]), FORESIGHT_NOTE) if summary["foresight"] else "",
         _section("Tasks", _tasks(summary["tasks"]), "Attempts are the tasks that were really begun."),
         _section("Where chains broke", _failures(result["chains"])),
         _section("Settings", _pairs(_flat(result["settings"]))),
@@ -145,6 +150,10 @@ def _film(chain: Row, film: bytes) -> str:
         f"<figcaption><b>Chain {chain['chain']}: {chain['solved']} of {len(chain['tasks'])}</b><ol>{marks}{rest}</ol>"
         "</figcaption></figure>"
     )
+
+
+def _foresight(table: Mapping[str, Row]) -> str:
+    return _pairs({c: f"{row['ratio']:.3f} on {row['moving_pixels']:,.0f} moving pixels" for c, row in table.items()})
 
 
 def _film_note(settings: Row) -> str:

@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -40,6 +41,7 @@ def run(config: DictConfig) -> tuple[dict[str, Any], Films]:
     # Strided shares: neighbours in the list take different tasks, so no process is left with the long chains.
     shares = [(plain, list(numbers[k::workers]), numbers[: config.videos]) for k in range(workers)]
     chains, films, timing, settings = [], {}, Timing(), {}
+    errors: dict[str, Any] = {}
     with tqdm(total=len(numbers), unit="chain", smoothing=0.05) as bar:
         for kind, value in spread(_play, shares):
             if kind == "chain":
@@ -48,6 +50,8 @@ def run(config: DictConfig) -> tuple[dict[str, Any], Films]:
                 bar.set_postfix_str(f"average length {sum(c['solved'] for c in chains) / len(chains):.2f}")
             elif kind == "film":
                 films[value[0]] = value[1]
+                for camera, sums in value[2].items():
+                    errors[camera] = errors.get(camera, 0.0) + sums
             else:
                 settings, times = value
                 timing.add(times)
@@ -57,13 +61,14 @@ def run(config: DictConfig) -> tuple[dict[str, Any], Films]:
         "settings": settings,
         "made": {"date": datetime.now(UTC).isoformat(timespec="seconds"), "command": " ".join(sys.argv), **here},
         "timing": timing.table(),
+        "foresight": {camera: [float(x) for x in sums] for camera, sums in errors.items()},
         "chains": sorted(chains, key=lambda c: c["chain"]),
     }
     return result, films
 
 
 def _play(share: tuple[dict[str, Any], Sequence[int], Sequence[int]]) -> Iterator[tuple[str, Any]]:
-    """One process's part: ("chain", result), ("film", (number, mp4)) and, last, ("end", (settings, times))."""
+    """One process's part: ("chain", result), ("film", (number, mp4, foresight errors)) and, last, ("end", ...)."""
     plain, numbers, filmed = share
     config = OmegaConf.create(plain)
     torch.set_num_threads(1)
@@ -85,7 +90,7 @@ def _play(share: tuple[dict[str, Any], Sequence[int], Sequence[int]]) -> Iterato
     for result in evaluate(world, policy, benchmark, numbers, executor, config.split, config.seed, record, timing):
         yield "chain", result
         if film := films.pop(result["chain"], None):
-            yield "film", (result["chain"], film.finish())
+            yield "film", (result["chain"], film.finish(), film.errors)
     yield "end", (_settings(config, policy, world, benchmark, executor), timing)
     world.close()
 
@@ -146,8 +151,10 @@ def merge(folders: Sequence[str]) -> tuple[dict[str, Any], Films]:
     names = [name for name in first["timing"] if all(name in result["timing"] for result in results)]
     total = sum(weights)
     timing = {n: sum(w * r["timing"][n] for w, r in zip(weights, results, strict=True)) / total for n in names}
+    seen = sorted({camera for result in results for camera in result["foresight"]})
+    foresight = {c: np.sum([r["foresight"][c] for r in results if c in r["foresight"]], axis=0).tolist() for c in seen}
     films = {int(f.stem.split("-")[1]): f.read_bytes() for d in folders for f in sorted(Path(d, "videos").glob("chain-*.mp4"))}
-    return {**first, "timing": timing, "chains": chains}, films
+    return {**first, "timing": timing, "foresight": foresight, "chains": chains}, films
 
 
 def read(folder: str) -> dict[str, Any]:
@@ -159,11 +166,19 @@ def read(folder: str) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read ({error}): give a folder that vla-evaluate wrote.") from error
 
 
+def foresight_table(errors: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    """Camera -> {"ratio": error of the imagined frames over that of "nothing moves", "moving_pixels": of so many}."""
+    return {
+        camera: {"ratio": error / still if still else float("nan"), "moving_pixels": pixels}
+        for camera, (error, still, pixels) in errors.items()
+    }
+
+
 def write(out: str, result: Mapping[str, Any], films: Mapping[int, bytes]) -> dict[str, Any]:
     """Leave results.json, report.html and videos/ in `out`; gives the summary."""
     folder = Path(out)
     (folder / "videos").mkdir(parents=True, exist_ok=True)
-    summary = summarise(result["chains"])
+    summary = {**summarise(result["chains"]), "foresight": foresight_table(result["foresight"])}
     for number, film in films.items():
         (folder / "videos" / f"chain-{number:04d}.mp4").write_bytes(film)
     page = report.render({**result, "summary": summary}, films)
