@@ -107,8 +107,8 @@ def place(robot_obs, scene_obs, base, orders, rows, qpos, userdata, ctrl):
         userdata[n, :3] = position
         userdata[n, 3:6] = matrix_to_euler(rotation)
         userdata[n, 6] = 1.0 if robot_obs[m, 14] > 0 else -1.0
-        userdata[n, BULB] = scene_obs[m, 4]
-        userdata[n, LED] = scene_obs[m, 5]
+        userdata[n, BULB] = 1.0 if scene_obs[m, 4] > 0.5 else 0.0
+        userdata[n, LED] = 1.0 if scene_obs[m, 5] > 0.5 else 0.0
         userdata[n, SWITCH_ON] = 0.0
         userdata[n, PRESSED] = 0.0
         ctrl[n, :7] = robot_obs[m, 7:14]

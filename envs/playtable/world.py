@@ -55,8 +55,8 @@ class Playtable(VectorEnv):
     cameras: name -> (height, width), out of "static" and "wrist"; empty renders nothing. renderer: "raster" (software, the
     same pixels everywhere) or "gl". randomize: chance that a reset draws a new look for a
     world instead of the scene's own. leash: how far the target pose may
-    lead the hand (metres, radians); (inf, inf) is the original's unbounded wind-up. threads: 0 takes every core; results do
-    not depend on it.
+    lead the hand (metres, radians); (inf, inf) is the original's unbounded wind-up. threads: worlds stepped and drawn at a
+    time; results do not depend on it.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class Playtable(VectorEnv):
         supersample: int = 1,
         threads: int = 1,
     ) -> None:
+        _check_options(cameras, randomize, leash, supersample, threads)
         self.num_envs = len(scenes)
         self.scenes = tuple(scenes)
         self.layouts = tuple(L.layout_of(scene) for scene in scenes)
@@ -131,9 +132,11 @@ class Playtable(VectorEnv):
         unknown = set(options) - {"robot_obs", "scene_obs", "reset_mask", "look"}
         if unknown:
             raise UserError(f"unknown reset option {sorted(unknown)[0]!r}: use robot_obs, scene_obs, reset_mask or look.")
-        mask = np.asarray(options.get("reset_mask", np.ones(self.num_envs, bool)), dtype=bool)
+        mask = self._mask("reset_mask", options.get("reset_mask", np.ones(self.num_envs, bool)))
         rows = np.flatnonzero(mask)
         seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int | np.integer) else seed
+        if seeds is not None and len(seeds) != self.num_envs:
+            raise UserError(f"reset has {len(seeds)} seeds: give one number, or one for each of the {self.num_envs} worlds.")
         for n in rows:
             if seeds is not None and seeds[n] is not None:
                 self._rngs[n] = np.random.default_rng(int(seeds[n]))
@@ -146,15 +149,24 @@ class Playtable(VectorEnv):
             for n in rows:
                 scene[n] = random_blocks(self._rngs[n], self.layouts[n])
         if "look" in options:
-            self._looks[rows] = np.asarray(options["look"])[rows]
-        elif self._randomize:
+            looks = np.asarray(options["look"])
+            if looks.shape != (self.num_envs,) or not np.array_equal(looks, np.clip(np.floor(looks), 0, 2**31 - 1)):
+                raise UserError(f"reset option look is {options['look']}: give {self.num_envs} whole numbers from 0 on.")
+            self._looks[rows] = looks[rows]
+        else:
             for n in rows:
-                drawn = self._rngs[n].random() < self._randomize
+                drawn = self._randomize and self._rngs[n].random() < self._randomize
                 self._looks[n] = self._rngs[n].integers(1, 2**31) if drawn else 0
         self._batch.reset(rows, stage=mujoco.mjtStage.mjSTAGE_NONE)
         dynamics.place(robot[rows], scene[rows], self._base, self._orders, rows, self._qpos, self._userdata, self._ctrl)
         self._batch.forward(rows, stage=mujoco.mjtStage.mjSTAGE_VEL)
         return self._observe(mask & self._seen), self._info()
+
+    def _mask(self, name: str, values: Any) -> np.ndarray:
+        mask = np.array(values)
+        if mask.shape != (self.num_envs,) or mask.dtype.kind not in "biuf":
+            raise UserError(f"{name} has shape {mask.shape}: give one True or False for each world, ({self.num_envs},).")
+        return mask.astype(bool)
 
     def _option(self, options: Mapping[str, Any], name: str, length: int) -> np.ndarray | None:
         if name not in options:
@@ -188,11 +200,11 @@ class Playtable(VectorEnv):
 
     def look(self, mask: np.ndarray) -> None:
         """Render only where `mask` (N,) is True from now on; elsewhere the last image repeats."""
-        self._seen = np.asarray(mask, dtype=bool).copy()
+        self._seen = self._mask("the mask for look", mask)
 
     def observe(self, mask: np.ndarray) -> dict[str, np.ndarray]:
         """The observation of this instant, rendered now where `mask` (N,) is True."""
-        return self._observe(np.asarray(mask, dtype=bool))
+        return self._observe(self._mask("the mask for observe", mask))
 
     def _observe(self, drawn: np.ndarray) -> dict[str, np.ndarray]:
         dynamics.observe(self._qpos, self._userdata, self._base, self._orders, self.robot_obs, self.scene_obs)
@@ -241,28 +253,47 @@ class Playtable(VectorEnv):
         )
 
     def save(self) -> np.ndarray:
-        """Each world whole, as one row of float64: physics with its warm start, servo targets, lamps and look."""
+        """Each world whole, as one row of float64: physics with its warm start, servo targets, lamps, look, scene."""
         rows = [np.reshape(part, (self.num_envs, -1)) for part in self._parts.values()]
-        return np.concatenate([*rows, self._looks[:, None]], axis=1)
+        return np.concatenate([*rows, self._looks[:, None], self._scene_index[:, None]], axis=1)
 
     def restore(self, saved: np.ndarray) -> dict[str, np.ndarray]:
         """Continue from rows of `save()` (same scenes, any process) bit for bit; returns the observation."""
         saved = np.asarray(saved, dtype=np.float64)
-        width = sum(int(np.prod(part.shape[1:])) for part in self._parts.values()) + 1
+        width = sum(int(np.prod(part.shape[1:])) for part in self._parts.values()) + 2
         if saved.shape != (self.num_envs, width):
             raise UserError(f"saved worlds have shape {saved.shape}: this one restores ({self.num_envs}, {width}).")
+        if not np.isfinite(saved).all():
+            raise UserError("saved worlds hold numbers that are not finite: give rows of save() unchanged.")
+        if not np.array_equal(saved[:, -1], self._scene_index):
+            there = "".join(L.SCENES[i] if 0 <= i < len(L.SCENES) else "?" for i in saved[:, -1].astype(int))
+            raise UserError(
+                f"saved worlds are of scenes {there} and this is {''.join(self.scenes)}: restore into the same scenes."
+            )
         self._batch.reset(stage=mujoco.mjtStage.mjSTAGE_NONE)
         start = 0
         for part in self._parts.values():
             size = int(np.prod(part.shape[1:]))
             part[:] = saved[:, start : start + size].reshape(part.shape)
             start += size
-        self._looks[:] = saved[:, -1].astype(np.int64)
+        self._looks[:] = saved[:, -2].astype(np.int64)
         self._batch.forward(stage=mujoco.mjtStage.mjSTAGE_VEL)
         return self._observe(np.ones(self.num_envs, bool))
 
     def close_extras(self, **kwargs: Any) -> None:
         self._painter.close()
+
+
+def _check_options(cameras: Mapping, randomize: float, leash: Sequence[float], supersample: int, threads: int) -> None:
+    for name, size in cameras.items():
+        if len(size) != 2 or min(size) < 1:
+            raise UserError(f"camera {name!r} has size {size}: give its height and width in pixels.")
+    if not 0 <= randomize <= 1:
+        raise UserError(f"randomize is {randomize}: give the chance of a random look, 0 to 1.")
+    if len(leash) != 2 or not min(leash) > 0:
+        raise UserError(f"leash is {leash}: give two positive numbers, metres and radians.")
+    if supersample < 1 or threads < 1:
+        raise UserError(f"supersample is {supersample} and threads is {threads}: give whole numbers from 1 on.")
 
 
 _NAMES: dict[int, frozenset[str]] = {}
