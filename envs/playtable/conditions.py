@@ -15,6 +15,8 @@ from envs.playtable.tasks import TASKS, on_blocks_alone
 
 REACH: Interval = (-0.38, 0.29)
 """x of blocks on the table top that the hand reaches from above."""
+PUSH_REACH: Interval = (-0.38, 0.37)
+"""x between which blocks are pushed: from the left, the hand stays behind them."""
 FINGER_ROOM = 0.09
 """Distance between the centres of two blocks that leaves room for an open hand."""
 PALM, FINGER = 0.10, 0.06
@@ -165,7 +167,7 @@ def can_push(colour: str, side: str, state: State, layout: Layout) -> bool:
     x, y, _ = block.position
     goal = x + sign * PUSH_WAY
     low, high = sorted((goal + sign * AHEAD, x - sign * 2 * LANE))
-    on_the_table = lies_on(block, "base") and all(REACH[0] < v < REACH[1] for v in (x, goal))
+    on_the_table = lies_on(block, "base") and all(PUSH_REACH[0] < v < PUSH_REACH[1] for v in (x, goal)) and x < REACH[1]
     return on_the_table and not any(low < ox < high and abs(oy - y) < LANE for ox, oy in obstacles(colour, state, layout))
 
 

@@ -1,248 +1,55 @@
 """Scripted experts for the 34 tasks: one stateless policy of the true state.
 
-What to do next follows from geometry and finger width alone: no timers, no waits, no random targets, so that a network which
-sees the same instant can copy every decision. Each task is a small function from a `View` to the next waypoint.
-
-Angles: the hand points down at roll pi, pitch 0; its fingers close along (sin yaw, -cos yaw), which at yaw pi/2 is the
-world's x; a negative pitch leans the hand back so that the fingers point forward, as the slanted cabinet front asks.
+What to do next follows from the instant alone (see `envs.playtable.hand`), so that a network which sees the same instant can
+copy every decision. Each task is a small function from a `View` to the next waypoint.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 
 import numpy as np
 
 from envs.playtable import layout as L
-from envs.playtable.dynamics import POSITION_STEP, ROTATION_STEP
-from envs.playtable.kinematics import euler_to_matrix
+from envs.playtable.hand import (
+    ABOVE,
+    BESIDE_TABLE,
+    CLOSE,
+    FINGER,
+    FORWARD,
+    IN_FRONT,
+    INTO_CABINET,
+    LEAN,
+    OPEN,
+    PALM,
+    BlockView,
+    Move,
+    View,
+    approach,
+    at,
+    grasp,
+    in_cabinet,
+    lean,
+    steer,
+    wrap,
+)  # fmt: skip
 from envs.playtable.language import task_of
-from envs.playtable.world import ACTION_ENTRIES, FRAME, SCENE, SCENE_ENTRIES, STATE_ENTRIES
 from envs.playtable.scene import CONTROL_HZ
+from envs.playtable.world import ACTION_ENTRIES, FRAME, SCENE, SCENE_ENTRIES, STATE_ENTRIES
 from vla.policy import Memory, Observation
 from vla.spec import ENVIRONMENT_STATE, STATE, TASK, Spec
 
-OPEN, CLOSE = 1.0, -1.0
-FORWARD = np.pi / 2
-"""Yaw at which the fingers close along x."""
-LEAN = -0.35
-DEEP_LEAN = -0.5
-"""Beside the cabinet's right wall: the wide palm then stays clear of the slanted front next to the opening."""
-TRAVEL = 0.52
-"""Least height of the TCP between places, metres."""
-LANE = -0.07
-"""Nothing of the cabinet's front reaches out to this y."""
-PALM, FINGER = 0.105, 0.065
-"""Half of what the palm and the open fingers take along x: what a block's centre stays from door and left wall, and right wall."""
-ABOVE = np.array([0.0, 0.0, 0.065])
-BESIDE_TABLE = np.array([0.0, 0.0, 0.15])
-INTO_CABINET = np.array([0.0, -0.10, 0.08])
-IN_FRONT = np.array([0.0, -0.10, 0.0])
-"""Ways in: from above, from above into the drawer, over the sill into the cabinet, straight at the cabinet's front."""
-GAIN = 0.5
-"""Share of the remaining error asked for per step: the command integrates and the servo lags, so 1 would overshoot."""
 SLOPE = np.array([0.0, np.cos(L.SLOPE_ANGLE), np.sin(L.SLOPE_ANGLE)])
 NORMAL = np.array([0.0, -np.sin(L.SLOPE_ANGLE), np.cos(L.SLOPE_ANGLE)])
-
-
-@dataclass(frozen=True)
-class Move:
-    """A waypoint: TCP position (3,) in metres, yaw and pitch in radians, gripper command."""
-
-    position: np.ndarray
-    grip: float
-    yaw: float = FORWARD
-    pitch: float = 0.0
-
-
-@dataclass(frozen=True)
-class BlockView:
-    """A block's centre, its three axes (columns) and its edge lengths."""
-
-    position: np.ndarray
-    axes: np.ndarray
-    size: np.ndarray
-
-    @cached_property
-    def upright(self) -> int:
-        """Which local axis is vertical."""
-        return int(np.abs(self.axes[2]).argmax())
-
-    @cached_property
-    def height(self) -> float:
-        return float(self.size[self.upright])
-
-    def grasp(self, preferred: float, others: Sequence[BlockView] = ()) -> tuple[float, float]:
-        """Yaw, nearest to the preferred one, at which the fingers close over an edge that fits; and that edge's length.
-
-        Another block where a finger would go down counts as much as a large turn.
-        """
-        best = (np.inf, preferred, 0.04)
-        for axis in range(3):
-            if axis == self.upright or self.size[axis] > 0.06:
-                continue
-            yaw = np.arctan2(self.axes[0, axis], -self.axes[1, axis])
-            yaw = preferred + _wrap_half(yaw - preferred)
-            cost = abs(yaw - preferred) + 40 * (self.size[axis] - 0.04)
-            for side in (-1, 1):
-                finger = self.position + side * (self.size[axis] / 2 + 0.025) * self.axes[:, axis]
-                cost += 3.0 * any(np.hypot(*(other.position - finger)[:2]) < 0.045 for other in others)
-            best = min(best, (cost, yaw, self.size[axis]))
-        return best[1], best[2]
-
-    def reach(self, direction: np.ndarray) -> float:
-        """Half of its extent along a horizontal direction."""
-        return float(np.abs(direction @ self.axes) @ self.size / 2)
-
-
-class View:
-    """One world's true state in the words of the experts."""
-
-    def __init__(self, robot_obs: np.ndarray, scene_obs: np.ndarray, layout: L.Layout) -> None:
-        self.layout = layout
-        self.tcp = robot_obs[:3]
-        self.euler = robot_obs[3:6]
-        self.width = float(robot_obs[6])
-        self.closing = robot_obs[14] < 0
-        self.slider, self.drawer, self.button, self.switch = scene_obs[:4]
-        self.led = scene_obs[5] > 0.5
-        self.blocks = {
-            color: BlockView(
-                scene_obs[6 + 6 * i : 9 + 6 * i],
-                euler_to_matrix(scene_obs[9 + 6 * i : 12 + 6 * i]),
-                np.array(layout.block_size(color)),
-            )
-            for i, color in enumerate(layout.block_order)
-        }
-
-    def between(self, block: BlockView) -> bool:
-        """Whether the TCP is inside the block's grasp zone."""
-        offset = block.position - self.tcp
-        return bool(np.hypot(offset[0], offset[1]) < 0.022 and abs(offset[2]) < 0.018)
-
-    @property
-    def held(self) -> str | None:
-        """The colour of the block that the closed fingers hold."""
-        if not self.closing or not 0.03 < self.width < 0.065:
-            return None
-        return next((color for color, block in self.blocks.items() if self.between(block)), None)
-
-    def near_block(self, distance: float) -> bool:
-        """Whether the fingers reach down around or beside a block."""
-        offsets = np.array([block.position for block in self.blocks.values()]) - self.tcp
-        return bool((np.hypot(offsets[:, 0], offsets[:, 1]) < distance)[np.abs(offsets[:, 2]) < 0.03].any())
-
-    @property
-    def straddled_x(self) -> float:
-        """x of the lever or door handle that the fingers are around, else the hand's own."""
-        handle = self.layout.door_left + L.DOOR_WIDTH / 2 - self.slider
-        return next((x for x in (self.layout.switch_x, handle) if abs(x - self.tcp[0]) < 0.045), float(self.tcp[0]))
-
-    @property
-    def pinching(self) -> bool:
-        """Whether something is between the closed fingers."""
-        return bool(self.closing and 0.022 < self.width < 0.07)
-
-
-def _wrap(angle: float) -> float:
-    return float((angle + np.pi) % (2 * np.pi) - np.pi)
-
-
-def _wrap_half(angle: float) -> float:
-    """To [-pi/2, pi/2): the hand is the same after half a turn."""
-    return float((angle + np.pi / 2) % np.pi - np.pi / 2)
-
-
-def steer(view: View, move: Move) -> np.ndarray:
-    """The action (7,) that brings the hand towards a waypoint, each axis as fast as it can."""
-    shift = GAIN * (move.position - view.tcp) / POSITION_STEP
-    target = np.array([np.pi, move.pitch, move.yaw])
-    turn = GAIN * np.array([_wrap(a) for a in target - view.euler]) / ROTATION_STEP
-    return np.array([*np.clip(shift, -1, 1), *np.clip(turn, -1, 1), move.grip], dtype=np.float32)
-
-
-def approach(
-    view: View,
-    target: np.ndarray,
-    grip: float,
-    yaw: float = FORWARD,
-    pitch: float = 0.0,
-    entry: np.ndarray = ABOVE,
-    carrying: bool = False,
-) -> Move:
-    """To a target through a funnel whose mouth lies at target + entry, touching nothing on the way.
-
-    Let go of what is between the fingers, rise, back away from the cabinet front, travel in front of it, go in.
-    """
-    if not carrying and (view.pinching or (view.near_block(0.025) and view.width < 0.07 and not view.closing)):
-        return Move(view.tcp, OPEN, view.euler[2], view.euler[1])
-    depth = float(np.linalg.norm(entry))
-    axis = entry / depth
-    offset = view.tcp - target
-    along = float(offset @ axis)
-    beside = float(np.linalg.norm(offset - along * axis))
-    # Turning sweeps the fingers sideways: stay out until the yaw is nearly right.
-    turn = abs(_wrap(yaw - view.euler[2]))
-    steepness = 6.0 if entry[1] == 0 else 10.0
-    out = min(depth, max(steepness * max(0.0, beside - 0.006), 0.2 * max(0.0, turn - 0.12)))
-    waypoint = target + axis * out
-    across = abs(offset[0])
-    travel = max(target[2] + entry[2], TRAVEL)
-    leaving = view.near_block(0.05) and not carrying
-    if beside > 0.03 and (leaving or view.tcp[2] < travel - 0.03):
-        keep = grip if carrying else CLOSE if view.closing else OPEN
-        turning = view.tcp[2] > L.TABLE_TOP + 0.05 and view.tcp[1] < LANE
-        euler = (yaw, pitch) if turning else (view.euler[2], view.euler[1])
-        return Move(np.array([*view.tcp[:2], max(view.tcp[2] + 0.03, travel + 0.01)]), keep, *euler)
-    if across > (0.04 if view.tcp[1] > LANE + 0.02 else 0.015) and max(view.tcp[1], waypoint[1]) > LANE:
-        if view.tcp[1] > LANE + 0.02:
-            waypoint = np.array([view.straddled_x, LANE - 0.01, max(view.tcp[2], travel - 0.02)])
-            keep = OPEN if not view.closing and not carrying else grip
-            return Move(waypoint, keep, view.euler[2], view.euler[1])
-        waypoint = np.array([target[0], LANE - 0.01, travel])
-    return Move(waypoint, grip, yaw, pitch)
-
-
-def at(view: View, target: np.ndarray, tolerance: Sequence[float]) -> bool:
-    """Whether the TCP is within (x, y, z) tolerances of a target."""
-    return bool((np.abs(view.tcp - target) < tolerance).all())
-
-
-def _inside_cabinet(block: BlockView) -> bool:
-    return bool(block.position[1] > 0.02 and block.position[2] > L.TABLE_TOP)
-
-
-def _lean(view: View, position: np.ndarray) -> float:
-    """The pitch at which the palm stays clear of the cabinet when the hand is at a position."""
-    if position[1] < -0.08:
-        return 0.0
-    return DEEP_LEAN if position[1] > 0.02 and position[0] + PALM > view.layout.cabinet[1] else LEAN
-
-
-def grasp(view: View, color: str, preferred: float = FORWARD) -> Move | None:
-    """On the way to holding a block; None once it is held."""
-    block = view.blocks[color]
-    level = [b for b in view.blocks.values() if b is not block and abs(b.position[2] - block.position[2]) < 0.02]
-    yaw, edge = block.grasp(preferred, level)
-    pitch = _lean(view, block.position)
-    entry = INTO_CABINET if _inside_cabinet(block) else ABOVE if block.position[2] > L.TABLE_TOP else BESIDE_TABLE
-    target = block.position.copy()
-    if view.between(block) and view.closing and view.width > edge - 0.012:
-        gripped = np.abs(view.width - block.size).min() < 0.004
-        return None if gripped else Move(view.tcp, CLOSE, view.euler[2], view.euler[1])
-    turned = abs(_wrap(yaw - view.euler[2])) < 0.12 and abs(pitch - view.euler[1]) < 0.12
-    if not view.pinching and view.width > 0.07 and turned and at(view, target, (0.009, 0.012, 0.012)):
-        return Move(view.tcp, CLOSE, yaw, pitch)
-    return approach(view, target, OPEN, yaw, pitch, entry)
+"""Directions along the cabinet's slanted front, upwards, and out of it."""
 
 
 def lift(view: View, color: str) -> Move:
     """Take hold and go up; a door in the way is moved aside first."""
     block = view.blocks[color]
     door = view.layout.door_left - view.slider
-    if _inside_cabinet(block) and view.held != color and door - 0.09 < block.position[0] < door + L.DOOR_WIDTH + 0.09:
+    if in_cabinet(block) and view.held != color and door - 0.09 < block.position[0] < door + L.DOOR_WIDTH + 0.09:
         sign = 1.0 if block.position[0] < door + L.DOOR_WIDTH / 2 else -1.0
         if 0.01 < view.slider < view.layout.slide_range - 0.01 or (sign > 0) == (view.slider > 0.1):
             return move_slider(view, sign)
@@ -257,7 +64,7 @@ def rotate(view: View, color: str, sign: float) -> Move:
         return move
     block = view.blocks[color]
     rest = L.TABLE_TOP + block.height / 2 - block.position[2]
-    return Move(view.tcp + [0, 0, rest], CLOSE, view.euler[2] + 0.2 * sign, _lean(view, block.position))
+    return Move(view.tcp + [0, 0, rest], CLOSE, view.euler[2] + 0.2 * sign, lean(view, block.position))
 
 
 def _shove(view: View, block: BlockView, direction: np.ndarray) -> Move:
@@ -286,7 +93,7 @@ def push_into_drawer(view: View) -> Move:
     ready = ready or list(view.blocks.values())
     block = min(ready, key=lambda b: 2 * max(0.0, abs(b.position[0] - view.layout.drawer_x) - 0.15) + b.position[1])
     side = view.layout.drawer_x - block.position[0]
-    direction = [0.0, -1.0, 0.0] if abs(side) < 0.15 else [np.sign(side), 0.0, 0.0]
+    direction = [0.0, -1.0, 0.0] if abs(side) < 0.17 else [np.sign(side), 0.0, 0.0]
     return _shove(view, block, np.array(direction))
 
 
@@ -340,7 +147,7 @@ def _carry(
     """Bring the held block to its goal; let go within `near` metres across and `drop` metres above it."""
     block = view.blocks[color]
     offset = goal - block.position
-    if np.hypot(*offset[:2]) < near and offset[2] > -drop and abs(_wrap(yaw - view.euler[2])) < 0.25:
+    if np.hypot(*offset[:2]) < near and offset[2] > -drop and abs(wrap(yaw - view.euler[2])) < 0.25:
         return _release(view, block)
     return approach(view, view.tcp + offset, CLOSE, yaw, pitch, entry, carrying=True)
 
@@ -358,7 +165,7 @@ def _regrasp(view: View, color: str) -> Move | None:
 def place_in_slider(view: View) -> Move:
     """Into the half of the cabinet that the door leaves open, beside what stands there."""
     s, color = view.layout, _carried(view)
-    if not view.closing and view.between(view.blocks[color]) and _inside_cabinet(view.blocks[color]):
+    if not view.closing and view.between(view.blocks[color]) and in_cabinet(view.blocks[color]):
         return _release(view, view.blocks[color])
     move = _regrasp(view, color)
     if move:
@@ -367,9 +174,11 @@ def place_in_slider(view: View) -> Move:
     left = (s.cabinet[0] + PALM, door - PALM)
     right = (door + L.DOOR_WIDTH + PALM, s.cabinet[1] - FINGER)
     low, high = max(left, right, key=lambda opening: opening[1] - opening[0])
-    x = _free_place(np.array([(low + high) / 2, low, high]), [b for c, b in view.blocks.items() if c != color and _inside_cabinet(b)])
+    x = _free_place(
+        np.array([(low + high) / 2, low, high]), [b for c, b in view.blocks.items() if c != color and in_cabinet(b)]
+    )
     goal = np.array([x, 0.085, L.PLANK_TOP + view.blocks[color].height / 2])
-    return _carry(view, color, goal, 0.02, _lean(view, goal), _upright_yaw(view), INTO_CABINET)
+    return _carry(view, color, goal, 0.02, lean(view, goal), _upright_yaw(view), INTO_CABINET)
 
 
 def place_in_drawer(view: View) -> Move:
@@ -394,7 +203,7 @@ def _free_place(places: np.ndarray, others: Sequence[BlockView]) -> float:
 
 def _upright_yaw(view: View) -> float:
     """Straight ahead, whichever way round the hand is nearer to it."""
-    return FORWARD if abs(_wrap(view.euler[2] - FORWARD)) < 2.2 else FORWARD + np.pi
+    return FORWARD if abs(wrap(view.euler[2] - FORWARD)) < 2.2 else FORWARD + np.pi
 
 
 def stack_block(view: View) -> Move:
