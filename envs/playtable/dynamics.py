@@ -25,7 +25,7 @@ POSITION_STEP = 0.02
 ROTATION_STEP = 0.05
 """Radians per unit of a rotation action (CALVIN)."""
 FINGER_OPEN = 0.04
-BULB, LED, SWITCH_ON, PRESSED = 7, 8, 9, 10
+GRIPPER, BULB, LED, SWITCH_ON, PRESSED = 6, 7, 8, 9, 10
 CONTROLS, ARM, FINGERS, BLOCKS = 0, 4, 11, 13
 """Where the table's four joints, the arm, the fingers and the blocks begin in qpos (and the first three in qvel)."""
 
@@ -52,9 +52,9 @@ def command(actions, qpos, userdata, ctrl, base, rest, leash):
             memory[i] = position[i] + min(leash[0], max(-leash[0], lead))
             turn = _wrap(memory[3 + i] + actions[n, 3 + i] * ROTATION_STEP - euler[i])
             memory[3 + i] = _wrap(euler[i] + min(leash[1], max(-leash[1], turn)))
-        memory[6] = 1.0 if actions[n, 6] > 0 else -1.0
+        memory[GRIPPER] = 1.0 if actions[n, 6] > 0 else -1.0
         ctrl[n, :7] = inverse(joints, memory[:3], euler_to_matrix(memory[3:6]), base, rest, 3, 1e-4, 0.01)
-        ctrl[n, 7:9] = FINGER_OPEN if memory[6] > 0 else 0.0
+        ctrl[n, 7:9] = FINGER_OPEN if memory[GRIPPER] > 0 else 0.0
 
 
 @njit(cache=True, nogil=True)
@@ -81,7 +81,7 @@ def observe(qpos, userdata, base, orders, robot_obs, scene_obs):
         robot_obs[n, 3:6] = matrix_to_euler(rotation)
         robot_obs[n, 6] = qpos[n, FINGERS] + qpos[n, FINGERS + 1]
         robot_obs[n, 7:14] = qpos[n, ARM : ARM + 7]
-        robot_obs[n, 14] = userdata[n, 6]
+        robot_obs[n, 14] = userdata[n, GRIPPER]
         scene_obs[n, :4] = qpos[n, :4]
         scene_obs[n, 4] = userdata[n, BULB]
         scene_obs[n, 5] = userdata[n, LED]
@@ -106,13 +106,13 @@ def place(robot_obs, scene_obs, base, orders, rows, qpos, userdata, ctrl):
         position, rotation, _ = forward(robot_obs[m, 7:14], base)
         userdata[n, :3] = position
         userdata[n, 3:6] = matrix_to_euler(rotation)
-        userdata[n, 6] = 1.0 if robot_obs[m, 14] > 0 else -1.0
+        userdata[n, GRIPPER] = 1.0 if robot_obs[m, 14] > 0 else -1.0
         userdata[n, BULB] = 1.0 if scene_obs[m, 4] > 0.5 else 0.0
         userdata[n, LED] = 1.0 if scene_obs[m, 5] > 0.5 else 0.0
         userdata[n, SWITCH_ON] = 0.0
         userdata[n, PRESSED] = 0.0
         ctrl[n, :7] = robot_obs[m, 7:14]
-        ctrl[n, 7:9] = FINGER_OPEN if userdata[n, 6] > 0 else 0.0
+        ctrl[n, 7:9] = FINGER_OPEN if userdata[n, GRIPPER] > 0 else 0.0
 
 
 @njit(cache=True, nogil=True)

@@ -183,7 +183,10 @@ class Playtable(VectorEnv):
         return value
 
     def step(self, actions: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """One control step under relative actions (N, 7), float, not clipped (as in the original); UserError if not finite."""
+        """One control step under relative actions (N, 7), float, not clipped (as in the original); UserError if not finite.
+
+        infos: `robot_obs`, `scene_obs`, and `diverged` (N,): where physics blew up, and the world stood still instead.
+        """
         actions = np.asarray(actions, dtype=np.float64)
         if actions.shape != (self.num_envs, 7):
             raise UserError(f"actions have shape {actions.shape}: give ({self.num_envs}, 7).")
@@ -193,10 +196,23 @@ class Playtable(VectorEnv):
                 f"action of world {world} is {actions[world, entry]} at {ACTION_ENTRIES[entry].name}: give finite numbers."
             )
         dynamics.command(actions, self._qpos, self._userdata, self._ctrl, self._base, self._rest, self._leash)
+        before = {name: part.copy() for name, part in self._parts.items()}
         self._batch.step(nstep=S.SUBSTEPS, stage=mujoco.mjtStage.mjSTAGE_VEL)
+        diverged = self._stop_diverged(before)
         dynamics.latch(self._qpos, self._userdata)
         nothing = np.zeros(self.num_envs, dtype=bool)
-        return self._observe(self._seen), np.zeros(self.num_envs), nothing, nothing.copy(), self._info()
+        info = {**self._info(), "diverged": diverged}
+        return self._observe(self._seen), np.zeros(self.num_envs), nothing, nothing.copy(), info
+
+    def _stop_diverged(self, before: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Worlds whose physics blew up, (N,). MuJoCo resets them, which wipes the gripper command, 1 or -1 otherwise; here
+        they stand still instead, where they were before the step."""
+        diverged = self._userdata[:, dynamics.GRIPPER] == 0
+        if diverged.any():
+            for name, part in self._parts.items():
+                part[diverged] = 0.0 if name in ("qvel", "qacc_warmstart") else before[name][diverged]
+            self._batch.forward(np.flatnonzero(diverged), stage=mujoco.mjtStage.mjSTAGE_VEL)
+        return diverged
 
     def look(self, mask: np.ndarray) -> None:
         """Render only where `mask` (N,) is True from now on; elsewhere the last image repeats."""

@@ -249,3 +249,23 @@ def test_the_single_world_is_a_row_of_the_vector():
 def test_a_single_world_that_cannot_be_made_says_why(arguments, words):
     with pytest.raises(UserError, match=words):
         PlaytableEnv(**arguments)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_world_that_blows_up_stands_still_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # MuJoCo leaves its log of warnings in the current folder
+    world = playtable.make("D", 3, cameras={})
+    world.reset(seed=1)
+    saved = world.save()
+    speed = 1 + 34 + 4  # time, qpos, then the velocity of the arm's first joint
+    saved[1, speed] = 1e12
+    world.restore(saved)
+    before = world.save()
+    *_, info = world.step(np.zeros((3, 7)))
+    assert info["diverged"].tolist() == [False, True, False]
+    after = world.save()
+    assert np.array_equal(after[1, 1:35], before[1, 1:35])
+    assert after[0, 0] > before[0, 0]
+    *_, info = world.step(np.zeros((3, 7)))
+    assert not info["diverged"].any()
+    assert np.isfinite(world.save()).all()
