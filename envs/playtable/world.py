@@ -201,8 +201,9 @@ class Playtable(VectorEnv):
         diverged = self._stop_diverged(before)
         dynamics.latch(self._qpos, self._userdata)
         nothing = np.zeros(self.num_envs, dtype=bool)
+        observation = self._observe(self._seen)
         info = {**self._info(), "diverged": diverged}
-        return self._observe(self._seen), np.zeros(self.num_envs), nothing, nothing.copy(), info
+        return observation, np.zeros(self.num_envs), nothing, nothing.copy(), info
 
     def _stop_diverged(self, before: Mapping[str, np.ndarray]) -> np.ndarray:
         """Worlds whose physics blew up, (N,). MuJoCo resets them, which wipes the gripper command, 1 or -1 otherwise; here
