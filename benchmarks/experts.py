@@ -28,7 +28,7 @@ from vla.evaluation.long_horizon import evaluate
 from vla.evaluation.statistics import bootstrap_mean, wilson
 from vla.executor import RecedingHorizon
 from vla.policy import Memory, Observation, Policy
-from vla.rollout import Follow, Job, Recorder, Reset, Script, rollout
+from vla.rollout import Follow, Job, Reset, Script, rollout
 from vla.spec import TASK
 
 TAKE_STEPS = 240
@@ -51,7 +51,7 @@ class Trial:
     scene_obs: np.ndarray
 
 
-def play_trial(scene: str, task: str, number: int, seed: int = 0) -> Script:
+def play_trial(scene: str, task: str, number: int, seed: int = 0, max_steps: int = Benchmark.max_steps) -> Script:
     """The script of one trial, which depends on its arguments alone; returns a `Trial`."""
     rng = np.random.default_rng([seed, L.SCENES.index(scene), TASKS.index(task), number])
     layout, play = L.layout_of(scene), Play()
@@ -66,7 +66,7 @@ def play_trial(scene: str, task: str, number: int, seed: int = 0) -> Script:
                 state, steps = (yield take), steps + 1
     start, follow = state, Follow(task, seed=number)
     solved, steps = False, 0
-    while not solved and steps < Benchmark.max_steps:
+    while not solved and steps < max_steps:
         state, steps = (yield follow), steps + 1
         solved = is_solved(task, start, state)
     return Trial(scene, task, number, solved, steps, options["robot_obs"], options["scene_obs"])
@@ -104,7 +104,7 @@ def trials(
     scenes: str = "ABCD",
     starts: int = 100,
     seed: int = 0,
-    recorder: Recorder | None = None,
+    max_steps: int = Benchmark.max_steps,
 ) -> Iterator[Trial]:
     """Each task `starts` times in each scene; the trials come as they end."""
     for scene in scenes:
@@ -113,7 +113,7 @@ def trials(
 
         def next_job(world_index: int, wanted=wanted, scene=scene) -> Job | None:
             task, number = next(wanted, ("", 0))
-            return Job((task, number), play_trial(scene, task, number, seed), recorder) if task else None
+            return Job((task, number), play_trial(scene, task, number, seed, max_steps)) if task else None
 
         yield from (trial for _, trial in rollout(world, OnTrial(policy), next_job, RecedingHorizon(1)))
         world.close()
