@@ -31,6 +31,7 @@ from envs.playtable.hand import (
     grasp,
     in_cabinet,
     lean,
+    release,
     steer,
     wrap,
 )  # fmt: skip
@@ -137,10 +138,6 @@ def press_button(view: View, led: bool) -> Move:
     return approach(view, target, CLOSE)
 
 
-def _release(view: View, block: BlockView) -> Move:
-    return Move(view.tcp, OPEN, view.euler[2], view.euler[1])
-
-
 def _carry(
     view: View, color: str, goal: np.ndarray, drop: float, pitch: float, yaw: float, entry: np.ndarray, near: float = 0.015
 ) -> Move:
@@ -148,7 +145,7 @@ def _carry(
     block = view.blocks[color]
     offset = goal - block.position
     if np.hypot(*offset[:2]) < near and offset[2] > -drop and abs(wrap(yaw - view.euler[2])) < 0.25:
-        return _release(view, block)
+        return release(view)
     return approach(view, view.tcp + offset, CLOSE, yaw, pitch, entry, carrying=True)
 
 
@@ -166,7 +163,7 @@ def place_in_slider(view: View) -> Move:
     """Into the half of the cabinet that the door leaves open, beside what stands there."""
     s, color = view.layout, _carried(view)
     if not view.closing and view.between(view.blocks[color]) and in_cabinet(view.blocks[color]):
-        return _release(view, view.blocks[color])
+        return release(view)
     move = _regrasp(view, color)
     if move:
         return move
@@ -185,7 +182,7 @@ def place_in_drawer(view: View) -> Move:
     """Into the part of the open drawer that stands out from under the table, beside what lies there."""
     s, color = view.layout, _carried(view)
     if not view.closing and view.between(view.blocks[color]) and view.blocks[color].position[2] < L.TABLE_TOP:
-        return _release(view, view.blocks[color])
+        return release(view)
     move = _regrasp(view, color)
     if move:
         return move
@@ -215,7 +212,7 @@ def stack_block(view: View) -> Move:
     below = min(free.values(), key=lambda b: float(np.linalg.norm(b.position[:2] - block.position[:2])))
     goal = below.position + [0, 0, below.height / 2 + block.height / 2 + 0.001]
     if not view.closing and view.between(block) and np.hypot(*(block.position - goal)[:2]) < 0.02:
-        return _release(view, block)
+        return release(view)
     move = _regrasp(view, color)
     return move or _carry(view, color, goal, 0.004, view.euler[1] - _tilt(view, block), view.euler[2], ABOVE, near=0.007)
 

@@ -21,7 +21,7 @@ OPEN, CLOSE = 1.0, -1.0
 FORWARD = np.pi / 2
 """Yaw at which the fingers close along x."""
 LEAN = -0.35
-DEEP_LEAN = -0.5
+DEEP_LEAN = -0.65
 """Beside the cabinet's right wall: the wide palm then stays clear of the slanted front next to the opening."""
 TRAVEL = 0.52
 """Least height of the TCP between places, metres."""
@@ -167,8 +167,8 @@ def approach(
 
     Let go of what is between the fingers, rise, back away from the cabinet front, travel in front of it, go in.
     """
-    if not carrying and (view.pinching or (view.near_block(0.025) and view.width < 0.07 and not view.closing)):
-        return Move(view.tcp, OPEN, view.euler[2], view.euler[1])
+    if not carrying and (view.pinching or (view.near_block(0.025) and view.width < 0.06 and not view.closing)):
+        return release(view)
     depth = float(np.linalg.norm(entry))
     axis = entry / depth
     offset = view.tcp - target
@@ -194,6 +194,11 @@ def approach(
             return Move(waypoint, keep, view.euler[2], view.euler[1])
         waypoint = np.array([target[0], LANE - 0.01, travel])
     return Move(waypoint, grip, yaw, pitch)
+
+
+def release(view: View) -> Move:
+    """Open where the hand is, a little upwards: fingertips pressed onto the table would not slide apart."""
+    return Move(view.tcp + [0.0, 0.0, 0.006], OPEN, view.euler[2], view.euler[1])
 
 
 def at(view: View, target: np.ndarray, tolerance: Sequence[float]) -> bool:
