@@ -65,10 +65,10 @@ class BlockView:
     def height(self) -> float:
         return float(self.size[self.upright])
 
-    def grasp(self, preferred: float, others: Sequence[BlockView] = ()) -> tuple[float, float]:
+    def grasp(self, preferred: float, obstacles: Sequence[np.ndarray] = ()) -> tuple[float, float]:
         """Yaw, nearest to the preferred one, at which the fingers close over an edge that fits; and that edge's length.
 
-        Another block where a finger would go down counts as much as a large turn.
+        An obstacle (position) where a finger would go down counts as much as a large turn.
         """
         best = (np.inf, preferred, 0.04)
         for axis in range(3):
@@ -79,7 +79,7 @@ class BlockView:
             cost = abs(yaw - preferred) + 40 * (self.size[axis] - 0.04)
             for side in (-1, 1):
                 finger = self.position + side * (self.size[axis] / 2 + 0.025) * self.axes[:, axis]
-                cost += 3.0 * any(np.hypot(*(other.position - finger)[:2]) < 0.045 for other in others)
+                cost += 3.0 * any(np.hypot(*(place - finger)[:2]) < 0.045 for place in obstacles)
             best = min(best, (cost, yaw, self.size[axis]))
         return best[1], best[2]
 
@@ -107,6 +107,11 @@ class View:
             )
             for i, color in enumerate(layout.block_order)
         }
+
+    @property
+    def button_place(self) -> np.ndarray:
+        """Where the button stands up from the table."""
+        return np.array([self.layout.button_x, self.layout.button_y, L.TABLE_TOP + 0.02])
 
     def between(self, block: BlockView) -> bool:
         """Whether the TCP is inside the block's grasp zone."""
@@ -220,8 +225,8 @@ def lean(view: View, position: np.ndarray) -> float:
 def grasp(view: View, color: str, preferred: float = FORWARD) -> Move | None:
     """On the way to holding a block; None once it is held."""
     block = view.blocks[color]
-    level = [b for b in view.blocks.values() if b is not block and abs(b.position[2] - block.position[2]) < 0.02]
-    yaw, edge = block.grasp(preferred, level)
+    beside = [b.position for b in view.blocks.values() if b is not block] + [view.button_place]
+    yaw, edge = block.grasp(preferred, [p for p in beside if abs(p[2] - block.position[2]) < 0.02])
     pitch = lean(view, block.position)
     entry = INTO_CABINET if in_cabinet(block) else ABOVE if block.position[2] > L.TABLE_TOP else BESIDE_TABLE
     target = block.position.copy()
