@@ -68,7 +68,7 @@ def rotate(view: View, color: str, sign: float) -> Move:
     return Move(view.tcp + [0, 0, rest], CLOSE, view.euler[2] + 0.2 * sign, lean(view, block.position))
 
 
-def _shove(view: View, block: BlockView, direction: np.ndarray) -> Move:
+def _shove(view: View, block: BlockView, direction: np.ndarray, pitch: float = 0.0) -> Move:
     """Push a block along a horizontal direction with closed fingers, steering to stay behind its centre."""
     behind = block.reach(direction) + 0.028
     target = block.position - direction * behind
@@ -80,8 +80,8 @@ def _shove(view: View, block: BlockView, direction: np.ndarray) -> Move:
     if low and not view.pinching and view.width < 0.02 and abs(off) < 0.02 and block.reach(direction) < gap < behind + 0.03:
         # At half speed: a block pushed faster slides on by itself.
         ahead = view.tcp + direction * 0.02 + across * off * 0.6
-        return Move(np.array([ahead[0], ahead[1], target[2]]), CLOSE)
-    return approach(view, target, CLOSE)
+        return Move(np.array([ahead[0], ahead[1], target[2]]), CLOSE, FORWARD, pitch)
+    return approach(view, target, CLOSE, FORWARD, pitch)
 
 
 def push(view: View, color: str, sign: float) -> Move:
@@ -89,13 +89,21 @@ def push(view: View, color: str, sign: float) -> Move:
 
 
 def push_into_drawer(view: View) -> Move:
-    """The block on the table that is nearest to the open drawer; one beside it is first pushed in front of it."""
-    ready = [b for b in view.blocks.values() if b.position[1] < 0.02 and b.position[2] > L.TABLE_TOP - 0.02]
-    ready = ready or list(view.blocks.values())
-    block = min(ready, key=lambda b: 2 * max(0.0, abs(b.position[0] - view.layout.drawer_x) - 0.15) + b.position[1])
-    side = view.layout.drawer_x - block.position[0]
-    direction = [0.0, -1.0, 0.0] if abs(side) < 0.17 else [np.sign(side), 0.0, 0.0]
-    return _shove(view, block, np.array(direction))
+    """The block on the table that is nearest to the open drawer; one that lies beside it is carried over and dropped."""
+    color = view.held
+    if color is None:
+        ready = [c for c, b in view.blocks.items() if b.position[1] < 0.02 and b.position[2] > L.TABLE_TOP - 0.02]
+        color = min(ready or view.blocks, key=lambda c: _beside_drawer(view, c) + view.blocks[c].position[1])
+    block = view.blocks[color]
+    if _beside_drawer(view, color) == 0 and view.held is None:
+        return _shove(view, block, np.array([0.0, -1.0, 0.0]), LEAN)
+    goal = np.array([view.layout.drawer_x, -0.169 - view.drawer / 2, L.TABLE_TOP + 0.03])
+    return grasp(view, color) or _carry(view, color, goal, 0.03, LEAN, _upright_yaw(view), ABOVE)
+
+
+def _beside_drawer(view: View, color: str) -> float:
+    """How far along x a block would miss the drawer if it were pushed over the edge, weighted against its distance to it."""
+    return 2 * max(0.0, abs(view.blocks[color].position[0] - view.layout.drawer_x) - 0.15)
 
 
 def move_slider(view: View, sign: float) -> Move:
