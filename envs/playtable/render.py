@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import mujoco
 import numpy as np
 
 from envs.playtable import dynamics
 from envs.playtable import scene as S
 from envs.playtable.appearance import TEXELS_PER_METRE, appearance, textures
-from envs.playtable.raster import Rasteriser
-from vla.spec import UserError
+from envs.playtable.raster import camera_id, renderer
 
 BULB_LIT, LED_LIT = (1.0, 1.0, 0.0), (0.0, 1.0, 0.0)
 SHADOW_REGION = (0.0, -0.05, 0.4, 0.75)
@@ -22,15 +20,19 @@ class Painter:
     """Draws the cameras of N worlds, each wearing the look given by its seed."""
 
     def __init__(
-        self, scenes: Sequence[str], cameras: Mapping[str, tuple[int, int]], renderer: str, supersample: int, threads: int
+        self, scenes: Sequence[str], cameras: Mapping[str, tuple[int, int]], kind: str, supersample: int, threads: int
     ) -> None:
         kinds = sorted(set(scenes))
         models = [S.build(scene) for scene in kinds]
         self._scenes = scenes
         self._model_index = np.array([kinds.index(scene) for scene in scenes], dtype=np.int32)
         self._geoms = {name: models[0].geom(name).id for name in ("light", "led")}
-        self._camera_ids = {name: _camera_id(models[0], name) for name in cameras}
-        self._rasteriser = _renderer(renderer, models, cameras, supersample, threads) if cameras else None
+        self._camera_ids = {name: camera_id(models[0], name) for name in cameras}
+        options = {
+            "textures": textures(), "texels_per_metre": TEXELS_PER_METRE, "region": SHADOW_REGION,
+            "supersample": supersample, "threads": threads,
+        }  # fmt: skip
+        self._renderer = renderer(kind, models, cameras, **options) if cameras else None
         count = len(scenes)
         self._images = {name: np.zeros((count, *size, 3), np.uint8) for name, size in cameras.items()}
         self._worn = np.full(count, -1, dtype=np.int64)
@@ -46,7 +48,7 @@ class Painter:
 
         poses: geom_xpos, geom_xmat, cam_xpos, cam_xmat of all worlds as MuJoCo gives them.
         """
-        if self._rasteriser is None or not drawn.any():
+        if self._renderer is None or not drawn.any():
             return {name: image.copy() for name, image in self._images.items()}
         for n in np.flatnonzero(looks != self._worn):
             worn = appearance(self._scenes[n], int(looks[n]))
@@ -59,7 +61,7 @@ class Painter:
         rgba[userdata[:, dynamics.LED] > 0, self._geoms["led"], :3] = LED_LIT
         geom_pos, geom_mat, cam_pos, cam_mat = poses
         cam_pos, cam_mat = self._shake(cam_pos, cam_mat)
-        self._rasteriser.render(
+        self._renderer.render(
             geom_pos, geom_mat, cam_pos, cam_mat, model_index=self._model_index, geom_rgba=rgba, geom_tex=self._texture,
             look=self._look, mask=drawn, out=self._images,
         )  # fmt: skip
@@ -81,26 +83,5 @@ class Painter:
         return cam_pos, matrices.reshape(cam_mat.shape)
 
     def close(self) -> None:
-        if self._rasteriser is not None:
-            self._rasteriser.close()
-
-
-def _camera_id(model: mujoco.MjModel, name: str) -> int:
-    index = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, name)
-    if index < 0:
-        known = ", ".join(model.camera(i).name for i in range(model.ncam))
-        raise UserError(f"unknown camera {name!r}: the playtable has cameras {known}.")
-    return index
-
-
-def _renderer(name: str, models: Sequence[mujoco.MjModel], cameras, supersample: int, threads: int):
-    options = {
-        "textures": textures(), "texels_per_metre": TEXELS_PER_METRE, "region": SHADOW_REGION, "supersample": supersample,
-    }  # fmt: skip
-    if name == "raster":
-        return Rasteriser(models, cameras, threads=threads, **options)
-    if name == "gl":
-        from envs.playtable.gl import GLRasteriser  # opens a GL context on import, which the default renderer never needs
-
-        return GLRasteriser(models, cameras, **options)
-    raise UserError(f"unknown renderer {name!r}: use raster or gl.")
+        if self._renderer is not None:
+            self._renderer.close()
