@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_module
-from hydra.utils import instantiate
+from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 import conf
@@ -42,7 +42,7 @@ def world():
 
 def test_no_group_is_left_out():
     assert {path.name for path in CONF.iterdir() if path.is_dir() and list(path.glob("*.yaml"))} == {
-        "data", "env", "executor", "policy", "trainer",
+        "data", "env", "executor", "policy", "source", "trainer",
     }  # fmt: skip
     assert set(COMMANDS) == {path.stem for path in CONF.glob("*.yaml")} - {"command"}
 
@@ -140,6 +140,13 @@ def test_executor(name):
 def test_trainer(name):
     settings = Settings(**OmegaConf.to_container(composed("train", f"trainer={name}", "out=x").trainer, resolve=True))
     assert make_accelerator(settings).device.type in ("cpu", "cuda")
+
+
+@pytest.mark.parametrize("name", names("source"))
+def test_source(name):
+    config = composed("convert", f"source={name}")
+    keys = set(inspect.signature(get_method(config._target_)).parameters)
+    assert set(config) - {"_target_"} <= keys
 
 
 @pytest.mark.parametrize("name", names("data"))

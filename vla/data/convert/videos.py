@@ -17,6 +17,7 @@ import torch
 from av.error import FFmpegError
 from tqdm import tqdm
 
+from vla.data.convert.report import Summary
 from vla.data.writer import DatasetWriter, Segment
 from vla.images import resize_area
 from vla.spec import Spec, UserError, image_key
@@ -37,15 +38,6 @@ class Clip:
 
     file: str
     instruction: str
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a conversion did: clips and frames now in the dataset, and why others are not (file -> reason)."""
-
-    clips: int
-    frames: int
-    skipped: dict[str, str]
 
 
 def find_clips(folder: str | Path) -> list[Clip]:
@@ -111,7 +103,7 @@ def decode(path: str | Path, fps: float, size: int, fit: Fit = "crop") -> np.nda
     )
 
 
-def convert_videos(
+def convert(
     path: str | Path,
     out: str | Path,
     camera: str = "static",
@@ -155,7 +147,7 @@ def convert_videos(
             raise UserError(
                 f"none of the {len(clips)} clips in {path} could be used (first: {first[0]} {first[1]}): mend them."
             )
-        return Summary(writer.num_episodes, writer.num_frames, skipped)
+        return Summary({"clips": writer.num_episodes, "frames": writer.num_frames}, skipped)
 
 
 def _decode_or_reason(folder: str, file: str, *, fps: float, size: int, fit: Fit) -> np.ndarray | str:

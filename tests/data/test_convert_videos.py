@@ -9,8 +9,8 @@ import av
 import numpy as np
 import pytest
 
+from vla.data.convert.videos import BrokenClip, convert, decode
 from vla.data.store import Dataset, DatasetWriter, check
-from vla.data.video import BrokenClip, convert_videos, decode
 from vla.data.windows import Windows
 from vla.spec import Spec, UserError
 
@@ -61,14 +61,14 @@ def test_broken_clips_are_told_and_skipped(tmp_path):
     caption(
         tmp_path, {f: f"do {f}" for f in ("good.mp4", "short.mp4", "cut.mp4", "text.mp4", "empty.mp4", "gone.mp4", "noise.mp4")}
     )
-    summary = convert_videos(tmp_path, tmp_path / "out", size=8)
+    summary = convert(tmp_path, tmp_path / "out", size=8)
     assert set(summary.skipped) == {"mute.mp4", "short.mp4", "cut.mp4", "text.mp4", "empty.mp4", "gone.mp4", "noise.mp4"}
     assert summary.skipped["mute.mp4"] == "has no caption"
     assert "too short" in summary.skipped["short.mp4"]
     assert "No such file" in summary.skipped["gone.mp4"]
     assert all("cannot be decoded" in summary.skipped[f] for f in ("cut.mp4", "text.mp4", "empty.mp4", "noise.mp4"))
     dataset = check(tmp_path / "out")
-    assert (summary.clips, summary.frames) == (dataset.num_episodes, dataset.num_frames) == (1, 10)
+    assert summary.made == {"clips": dataset.num_episodes, "frames": dataset.num_frames} == {"clips": 1, "frames": 10}
     assert dataset.scenes == ["good.mp4"]
 
 
@@ -77,7 +77,7 @@ def test_captions_beside_the_clips_and_training_on_them(tmp_path):
     for name in ("deep/b", "a"):
         make_clip(tmp_path / f"{name}.mkv")
         (tmp_path / f"{name}.txt").write_text(f"wipe {name}\n")
-    convert_videos(tmp_path, tmp_path / "out", camera="front", size=8, fps=10)
+    convert(tmp_path, tmp_path / "out", camera="front", size=8, fps=10)
     dataset = Dataset(tmp_path / "out")
     assert dataset.scenes == ["a.mkv", "deep/b.mkv"]
     assert dataset.instructions == ["", "wipe a", "wipe deep/b"]
@@ -106,28 +106,28 @@ def test_a_killed_conversion_goes_on(tmp_path):
         left = writer.num_episodes
     assert left < 40
     told = []
-    summary = convert_videos(clips, tmp_path / "out", size=8, report=told.append)
-    assert (summary.clips, summary.frames, summary.skipped) == (40, 160, {})
+    summary = convert(clips, tmp_path / "out", size=8, report=told.append)
+    assert (summary.made, summary.skipped) == ({"clips": 40, "frames": 160}, {})
     assert told == ([f"{left} of 40 clips are in {tmp_path / 'out'} already"] if left else [])
     assert check(tmp_path / "out").scenes == [f"{i:02d}.mp4" for i in range(40)]
     with pytest.raises(UserError, match="begun with"):
-        convert_videos(clips, tmp_path / "out", size=8, fps=5)
+        convert(clips, tmp_path / "out", size=8, fps=5)
 
 
 def test_mistakes_are_told(tmp_path):
     with pytest.raises(UserError, match="is not a folder"):
-        convert_videos(tmp_path / "none", tmp_path / "out")
+        convert(tmp_path / "none", tmp_path / "out")
     with pytest.raises(UserError, match="holds no clips"):
-        convert_videos(tmp_path, tmp_path / "out")
+        convert(tmp_path, tmp_path / "out")
     with pytest.raises(UserError, match="fit is 'zoom'"):
-        convert_videos(tmp_path, tmp_path / "out", fit="zoom")  # pyright: ignore[reportArgumentType]
+        convert(tmp_path, tmp_path / "out", fit="zoom")  # pyright: ignore[reportArgumentType]
     assert not (tmp_path / "out").exists()
     (tmp_path / "a.mp4").write_text("no")
     caption(tmp_path, {"a.mp4": "wipe"})
     with pytest.raises(UserError, match=r"none of the 1 clips .* a.mp4 cannot be decoded"):
-        convert_videos(tmp_path, tmp_path / "out")
+        convert(tmp_path, tmp_path / "out")
     (tmp_path / "captions.jsonl").write_text('{"file": "a.mp4", "instruction": "wipe"}\n{"file": ')
     with pytest.raises(UserError, match="line 2"):
-        convert_videos(tmp_path, tmp_path / "out")
+        convert(tmp_path, tmp_path / "out")
     with pytest.raises(BrokenClip):
         decode(tmp_path / "a.mp4", 10, 8)
