@@ -61,6 +61,8 @@ class Spec:
     action_kind: "relative_pose" (end-effector delta per control step), "absolute_pose" or "joints".
     control_hz: control steps a second; None for a video dataset that has no actions.
     frame: convention of poses and angles, in words.
+    projections: camera that stands still -> 3x4 matrix, row by row, that takes a point of `frame` (x, y, z, 1) in metres to
+    (u w, v w, w): u to the right and v downwards in shares of the picture, (0, 0) its upper left corner.
     """
 
     cameras: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -70,10 +72,12 @@ class Spec:
     action_kind: str = "none"
     control_hz: float | None = None
     frame: str = ""
+    projections: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """A plain JSON-able dict; `from_dict` is its inverse."""
-        return {"schema": SCHEMA_VERSION, **asdict(self), "cameras": {k: list(v) for k, v in self.cameras.items()}}
+        lists = {name: {k: list(v) for k, v in getattr(self, name).items()} for name in ("cameras", "projections")}
+        return {"schema": SCHEMA_VERSION, **asdict(self), **lists}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Spec:
@@ -85,7 +89,8 @@ class Spec:
         entries = {k: tuple(Entry(**e) for e in data[k]) for k in ("state", "action", "environment_state")}
         cameras = {k: (int(h), int(w)) for k, (h, w) in data["cameras"].items()}
         rest = {k: data[k] for k in ("action_kind", "control_hz", "frame")}
-        return cls(cameras=cameras, **entries, **rest)
+        projections = {k: tuple(map(float, m)) for k, m in data.get("projections", {}).items()}  # older files have none
+        return cls(cameras=cameras, **entries, **rest, projections=projections)
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=1)

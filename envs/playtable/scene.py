@@ -234,6 +234,17 @@ def _add_camera(body, name: str, eye, right, forward, fovy: float) -> None:
     body.add_camera(name=name, pos=eye, quat=quat, fovy=fovy)
 
 
+def static_projection(size: tuple[int, int]) -> tuple[float, ...]:
+    """3x4 matrix of the static camera, row by row, for pictures of (height, width): see `vla.spec.Spec.projections`."""
+    forward = L.STATIC_LOOK_AT - L.STATIC_EYE
+    right = np.cross(forward, L.STATIC_UP)
+    right, forward = right / np.linalg.norm(right), forward / np.linalg.norm(forward)
+    down = np.cross(forward, right)
+    focal = 0.5 / np.tan(np.deg2rad(L.STATIC_FOV) / 2)  # in picture heights
+    rows = [focal * size[0] / size[1] * right + 0.5 * forward, focal * down + 0.5 * forward, forward]
+    return tuple(float(x) for row in rows for x in (*row, -row @ L.STATIC_EYE))
+
+
 @functools.cache
 def build(scene: str) -> mujoco.MjModel:
     """The compiled model of scene "A", "B", "C" or "D"; UserError for another name."""

@@ -82,6 +82,7 @@ class Playtable(VectorEnv):
             action_kind="relative_pose",
             control_hz=float(S.CONTROL_HZ),
             frame=FRAME,
+            projections={name: S.static_projection(size) for name, size in cameras.items() if name == "static"},
         )
         self._make_spaces()
         self._painter = render.Painter(self.scenes, self.vla_spec.cameras, renderer, supersample, threads)

@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from policies.gr1 import foresight as frames_to_come
 from policies.gr1.heads import build_head, weighted_mean
 from policies.gr1.model import GR1
-from policies.nn.images import Transform, normalise, shift_pixels, to_pixels
+from policies.nn.images import Transform, draw_swap, normalise, shift_pixels, to_pixels
 from vla.spec import ACTION, STATE, TASK, Spec, UserError, image_key
 
 FUTURE_PREFIX = "future.images."
+PATH_PREFIX = "path."
+HAND_PATH = 12
+"""Points of the hand's path that are kept free when parts of pictures are swapped."""
 Memory = dict[str, Tensor]
 
 
@@ -32,6 +35,8 @@ class GR1Policy(nn.Module):
     history: number of frames in the window, `history_stride` control steps apart; chunk: actions predicted, by
     `action_queries` parallel queries; foresight: {"steps": how far ahead, "fraction": part of a batch it is trained on,
     "queries": [OBS] tokens per camera, "decoder": its numbers}; supervise: `all` places of a window or only the `last`.
+    augment: changes of pictures at training, largest `brightness` and `colour` (see policies.nn.images.draw_jitter), and
+    `swap`, the chance that parts of a picture which the hand does not visit are another's (draw_swap; 0 on video).
     loss: weights `arm`, `gripper`, `flow`, `foresight`, the smooth-L1 `beta`, and `decay` of later actions of a chunk.
     micro_batch: worlds are computed in groups of exactly this many, so that an action never depends on its neighbours.
     The other numbers are GR1's (policies/gr1/model.py).
@@ -76,6 +81,10 @@ class GR1Policy(nn.Module):
         self.horizon, self.supervise, self.weights, self.micro_batch = chunk, supervise, dict(loss), micro_batch
         self.size, self.foresight_steps, self.fraction = size, int(foresight["steps"]), float(foresight["fraction"])
         self.patch = int(foresight["decoder"]["patch"])
+        augment = dict(augment)
+        swap = float(augment.pop("swap"))
+        self.swap = swap if spec.action else 0.0
+        self.hand_path = HAND_PATH if self.swap else 0
         self.transform = Transform(size, {c: cameras[c]["pad"] for c in names}, **augment, mode=resize)
         self.model = GR1(
             names,
@@ -122,7 +131,15 @@ class GR1Policy(nn.Module):
         valid = batch.get("frame.mask", torch.ones(b, t, dtype=torch.bool, device=self.device))
         jitters = {c: self.transform.jitter(c, b, self.device) if self.training else None for c in cameras}
         dtype = torch.get_autocast_dtype(self.device.type) if torch.is_autocast_enabled(self.device.type) else torch.float32
-        images = {c: self.transform(batch[image_key(c)], jitters[c], dtype).flatten(0, 1) for c in cameras}
+        pictures = {c: self.transform.resize(batch[image_key(c)]) for c in cameras}
+        donors = {c: p[:, -1] for c, p in pictures.items()}
+        swaps = {
+            c: draw_swap(batch[PATH_PREFIX + c], self.swap, self.size)
+            for c in cameras
+            if self.training and self.swap and PATH_PREFIX + c in batch
+        }
+        pictures |= {c: swap(pictures[c], donors[c]) for c, swap in swaps.items()}
+        images = {c: self.transform(p, jitters[c], dtype).flatten(0, 1) for c, p in pictures.items()}
         language = self.model.text(batch[TASK]).repeat_interleave(t, dim=0)
         state = batch[STATE].flatten(0, 1) if self.model.state_token is not None else None
         frames, patches = self.model.frame(images, state, language)
@@ -142,6 +159,8 @@ class GR1Policy(nn.Module):
             now = patches[camera].unflatten(0, (b, t))[:some, steps].flatten(0, 1)
             prediction = self.model.imagine(tokens.flatten(0, 1), now)
             future = self.transform.resize(batch[FUTURE_PREFIX + camera][:some, steps])
+            if camera in swaps:
+                future = swaps[camera](future, donors[camera])
             jitter = jitters[camera]
             if jitter is not None:
                 jitter = type(jitter)(*(x[:some] for x in jitter))

@@ -33,6 +33,44 @@ def draw_jitter(batch: int, pad: int, brightness: float, colour: float, device: 
     return Jitter(shift, gain, bias.expand(-1, 3))
 
 
+class Swap(NamedTuple):
+    """Where pictures of a batch show another's instead: mask (B, H, W) bool, donor (B,) int64."""
+
+    mask: Tensor
+    donor: Tensor
+
+    def __call__(self, images: Tensor, donors: Tensor) -> Tensor:
+        """uint8 (M, T, H, W, 3) of the batch's first M windows and the last pictures (B, H, W, 3) of all: the same shape."""
+        mask, donor = self.mask[: len(images)], self.donor[: len(images)]
+        return torch.where(mask[:, None, :, :, None], donors[donor][:, None], images)
+
+
+SWAPS = 5
+"""Rectangles that are tried per picture."""
+SWAP_SIDES = (0.1, 0.6)
+"""Least and largest side of a rectangle, in shares of the picture."""
+SWAP_MARGIN = 0.1
+"""How far it stays from the hand's path: room for a handle, a block or the button that the hand goes to, and for jitter."""
+
+
+def draw_swap(path: Tensor, chance: float, size: int) -> Swap:
+    """For a share `chance` of a batch, rectangles away from the path (B, K, 2) that the hand takes through the picture.
+
+    What the hand does not visit does not matter for the task: with parts of other scenes there, a policy learns to find
+    what it is told to move by looking at it and not at the things that happen to be around.
+    """
+    b, device = len(path), path.device
+    low, high = SWAP_SIDES
+    half = (low + (high - low) * torch.rand(b, SWAPS, 2, device=device)) / 2
+    centre = torch.rand(b, SWAPS, 2, device=device)
+    touched = ((path[:, None] - centre[:, :, None]).abs() < half[:, :, None] + SWAP_MARGIN).all(-1).any(-1)
+    drawn = ~touched & (torch.rand(b, 1, device=device) < chance)
+    cells = (torch.arange(size, device=device) + 0.5) / size
+    columns, rows = ((cells - centre[..., i, None]).abs() < half[..., i, None] for i in (0, 1))
+    mask = (rows[..., :, None] & columns[..., None, :] & drawn[..., None, None]).any(1)
+    return Swap(mask, torch.randperm(b, device=device))
+
+
 def resize(images: Tensor, size: int, mode: str = "area") -> Tensor:
     """uint8 (M, H, W, 3) -> uint8 (M, size, size, 3). `area` averages (no aliasing when shrinking), `bicubic` as published."""
     if mode == "area" or images.shape[1:3] == (size, size):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from played import SPEC, episode, write
 from vla.data.store import Dataset, DatasetWriter, Segment, part_path
 from vla.data.windows import Windows
 from vla.images import resize_area
-from vla.spec import Spec, UserError
+from vla.spec import Entry, Spec, UserError
 
 LENGTHS = [17, 1, 40, 5, 23, 31]
 SEGMENTS = [
@@ -217,3 +219,51 @@ def test_mistakes_are_told(played, tmp_path):
         Windows(tmp_path / "unlabelled")
     assert Windows(tmp_path / "unlabelled", segments="all", batch_size=2).batch(0)["task"] == ["", ""]
     assert SPEC.control_hz == Dataset(tmp_path / "unlabelled").spec.control_hz
+
+
+def test_the_hand_path_is_the_way_from_now_to_the_end_of_the_segment(tmp_path):
+    matrix = (2.0, 0.0, 0.0, 0.5, 0.0, 3.0, 0.0, 0.25, 0.0, 0.0, 1.0, 4.0)
+    names = ("tcp_z", "tcp_x", "tcp_y")
+    spec = replace(SPEC, state=tuple(Entry(n, "m") for n in names), projections={"static": matrix})
+    state = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    with DatasetWriter(tmp_path, spec, {}) as writer:
+        segments = [Segment(2, 11, "open", "open it"), Segment(11, 20, "close", "shut it")]
+        writer.append_episode(episode(0, 20) | {"observation.state": state}, segments)
+    z, x, y = state.T
+    expected = np.stack([(2 * x + 0.5) / (z + 4), (3 * y + 0.25) / (z + 4)], 1)
+    windows = Windows(tmp_path, batch_size=18, shuffle=False, hand_path=5)
+    batch = windows.batch(0)
+    assert "path.wrist" not in batch
+    np.testing.assert_allclose(batch["path.static"][0], expected[[2, 4, 6, 8, 10]], rtol=1e-5)
+    np.testing.assert_allclose(batch["path.static"][8], expected[[10] * 5], rtol=1e-5)
+    np.testing.assert_allclose(batch["path.static"][9], expected[[11, 13, 15, 17, 19]], rtol=1e-5)
+    assert windows.fingerprint != Windows(tmp_path, batch_size=18, shuffle=False).fingerprint
+
+
+def test_cached_frames_are_the_same_and_made_once(played, tmp_path):
+    dataset, _ = played
+    plain = Windows(dataset, batch_size=7, image_size=3)
+    for _ in range(2):
+        cached = Windows(dataset, batch_size=7, image_size=3, cache=tmp_path, mode="memory")
+        for number in (0, 5):
+            for name, value in plain.batch(number).items():
+                same = torch.equal(value, cached.batch(number)[name]) if torch.is_tensor(value) else True
+                assert same, name
+    made = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.npy")}
+    assert len(made) == 2
+    assert not list(tmp_path.glob("*.part"))
+    Windows(dataset, batch_size=2, image_size=3, cache=tmp_path, mode="memory")
+    assert {p: p.stat().st_mtime_ns for p in made} == made
+    Windows(dataset, batch_size=2, image_size=2, cache=tmp_path, mode="memory")
+    assert len(list(tmp_path.glob("*.npy"))) == 4
+
+
+def test_a_cache_killed_halfway_is_made_again(played, tmp_path):
+    dataset, _ = played
+    Windows(dataset, ["static"], batch_size=2, image_size=3, cache=tmp_path, mode="memory")
+    (file,) = tmp_path.glob("*.npy")
+    whole = file.read_bytes()
+    file.with_suffix(".part").write_bytes(whole[: len(whole) // 2])
+    file.unlink()
+    Windows(dataset, ["static"], batch_size=2, image_size=3, cache=tmp_path, mode="memory")
+    assert file.read_bytes() == whole

@@ -13,9 +13,12 @@ from vla.commands.train import main as train
 from vla.data.store import DatasetWriter, Segment
 from vla.spec import Entry, Spec
 
-STATE = tuple(Entry(f"s{i}", "1") for i in range(15))
+STATE = (*(Entry(f"tcp_{axis}", "m") for axis in "xyz"), *(Entry(f"s{i}", "1") for i in range(3, 15)))
 ACTION = tuple(Entry(f"a{i}", "1", -1.0, 1.0) for i in range(7))
-ROBOT = Spec({"static": (64, 64), "wrist": (64, 64)}, STATE, ACTION, (), "relative_pose", 30.0, "test")
+ROBOT = Spec(
+    {"static": (64, 64), "wrist": (64, 64)}, STATE, ACTION, (), "relative_pose", 30.0, "test",
+    {"static": (1.0, 0.0, 0.5, 0.0, 0.0, 1.0, 0.5, 0.0, 0.0, 0.0, 0.0, 1.0)},
+)  # fmt: skip
 VIDEO = Spec({"static": (64, 64)}, frame="test")
 TINY = [
     "policy.width=32",
@@ -166,3 +169,11 @@ def test_mistakes_are_one_sentence_and_leave_nothing(call, robot, video, tmp_pat
         assert len(sentence) == 1, said
         assert words in sentence[0]
     assert not (tmp_path / "a").exists()
+
+
+def test_a_dataset_that_cannot_say_where_the_hand_is(call, tmp_path):
+    data = write(tmp_path / "blind", replace(ROBOT, projections={}))
+    status, _, errors = call(train, f"data.path={data}", "out=run")
+    assert status == 2
+    assert "policy.augment.swap=0" in errors
+    assert call(train, f"data.path={data}", "out=run", "policy.augment.swap=0")[0] == 0

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -23,6 +26,8 @@ class FrameSource:
 
     frames: the ones that can be asked for, int64 ascending. mode: "memory" loads them once, "stream" reads what each batch
     asks for, "auto" takes memory if they fit into `memory_gb` (default: 60 % of what is free on `device`) and says which.
+    cache: a folder in which the frames that memory would hold are kept as files; all processes of a machine then share one
+    copy in its page cache, and the next run begins at once. Its files can be deleted at any time between runs.
     """
 
     def __init__(
@@ -34,6 +39,7 @@ class FrameSource:
         memory_gb: float | None,
         threads: int,
         device: str | torch.device,
+        cache: str | Path | None = None,
     ) -> None:
         self.dataset, self.sizes, self.threads, self.device = dataset, sizes, threads, torch.device(device)
         self._pool = ThreadPoolExecutor(threads, "frames")
@@ -45,7 +51,7 @@ class FrameSource:
         if self.in_memory:
             self._row = np.zeros(dataset.num_frames, np.int64)
             self._row[frames] = np.arange(len(frames))
-            self._memory = self._load(frames)
+            self._memory = {c: self._cached(Path(cache), c, frames) if cache else self._load(c, frames) for c in sizes}
 
     def fetch(self, indices: np.ndarray) -> list[torch.Tensor]:
         """Frames `indices` int64 (B, K) of each camera: uint8 (B, K, height, width, 3)."""
@@ -63,25 +69,45 @@ class FrameSource:
     def _read(self, camera: str, indices: np.ndarray) -> torch.Tensor:
         return resize_area(torch.from_numpy(self.dataset.images(camera, indices)), *self.sizes[camera])
 
-    def _take(self, images: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
-        if self.device.type == "cpu":
-            return torch.from_numpy(images.numpy().take(rows, axis=0))  # faster than index_select on bytes
+    def _take(self, images: torch.Tensor | np.ndarray, rows: np.ndarray) -> torch.Tensor:
+        if isinstance(images, np.ndarray):
+            return torch.from_numpy(images.take(rows, axis=0))  # faster than index_select on bytes
         return images.index_select(0, torch.from_numpy(rows).to(self.device))
 
-    def _load(self, frames: np.ndarray) -> dict[str, torch.Tensor]:
-        memory = {c: torch.empty((len(frames), *s, 3), dtype=torch.uint8, device=self.device) for c, s in self.sizes.items()}
+    def _load(self, camera: str, frames: np.ndarray) -> torch.Tensor | np.ndarray:
+        """All frames of a camera in memory: an array on the CPU, a tensor elsewhere."""
+        images = torch.empty((len(frames), *self.sizes[camera], 3), dtype=torch.uint8, device=self.device)
+        self._fill(images, camera, frames)
+        return images.numpy() if self.device.type == "cpu" else images
 
-        def load(block: tuple[str, int]) -> int:
-            camera, i = block
+    def _cached(self, folder: Path, camera: str, frames: np.ndarray) -> torch.Tensor | np.ndarray:
+        """The same from a file in `folder`, which is made if it is not there; by one process, while others wait for it."""
+        height, width = self.sizes[camera]
+        chosen = hashlib.sha256(frames.tobytes()).hexdigest()[:8]
+        path = folder / f"{self.dataset.digest}-{camera}-{height}x{width}-{chosen}.npy"
+        folder.mkdir(parents=True, exist_ok=True)
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                part = path.with_suffix(".part")
+                shape = (len(frames), height, width, 3)
+                images = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
+                self._fill(torch.from_numpy(images), camera, frames)
+                images.flush()
+                part.rename(path)
+        images = np.load(path, mmap_mode="r")
+        return images if self.device.type == "cpu" else torch.from_numpy(np.array(images)).to(self.device)
+
+    def _fill(self, images: torch.Tensor, camera: str, frames: np.ndarray) -> None:
+        def load(i: int) -> int:
             chosen = frames[i : i + FRAMES_PER_LOAD]
-            memory[camera][i : i + len(chosen)] = self._read(camera, chosen)
+            images[i : i + len(chosen)] = self._read(camera, chosen)
             return len(chosen)
 
-        blocks = [(c, i) for i in range(0, len(frames), FRAMES_PER_LOAD) for c in self.sizes]
-        with tqdm(total=len(frames) * len(self.sizes), unit="frame", disable=len(blocks) < 100, desc="loading") as bar:
+        blocks = range(0, len(frames), FRAMES_PER_LOAD)
+        with tqdm(total=len(frames), unit="frame", disable=len(blocks) < 100, desc=f"loading {camera}") as bar:
             for count in self._pool.map(load, blocks):
                 bar.update(count)
-        return memory
 
 
 def _free_gb(device: torch.device) -> float:

@@ -25,6 +25,9 @@ from vla.data.source import FrameSource
 from vla.data.store import Dataset
 from vla.spec import ACTION, ENVIRONMENT_STATE, STATE, TASK, UserError, image_key
 
+PATH_PREFIX = "path."
+TCP = ("tcp_x", "tcp_y", "tcp_z")
+
 
 class Windows:
     """Batches of windows, each a function of its number alone: `batch(k)` is the same whenever and wherever it is asked.
@@ -44,6 +47,9 @@ class Windows:
     mode: "memory" loads all frames once, "stream" reads each batch from disk, "auto" takes memory if the frames fit.
     memory_gb: what fits (default: 60 % of the free memory). device: where frames in memory live.
     threads: for reading; more than cores, as they wait for the disk.
+    cache: folder of a copy of the frames in memory that processes and runs share (see `FrameSource`).
+    hand_path: so many points of the way that the hand goes from the window's now to its segment's end (the episode's
+    where there is none), evenly spaced in time, for each camera with a projection in the Spec; 0 for none.
     """
 
     def __init__(
@@ -70,6 +76,8 @@ class Windows:
         memory_gb: float | None = None,
         threads: int = 8,
         device: str | torch.device = "cpu",
+        cache: str | Path | None = None,
+        hand_path: int = 0,
     ) -> None:
         self.dataset = dataset if isinstance(dataset, Dataset) else Dataset(dataset)
         self.cameras = list(self.dataset.spec.cameras) if cameras is None else list(cameras)
@@ -90,6 +98,7 @@ class Windows:
             ("history", history, 1),
             ("history_stride", history_stride, 1),
             ("foresight_steps", foresight_steps, 0),
+            ("hand_path", hand_path, 0),
             ("chunk", chunk, 1),
             ("holdout", holdout, 2),
             ("threads", threads, 1),
@@ -104,11 +113,13 @@ class Windows:
         self.vectors = [n for n in (STATE, *([ENVIRONMENT_STATE] if environment_state else [])) if n in self.dataset.vectors]
         episodes = self._choose_episodes(part, holdout, max_frames)
         self._now, self._segment = self._choose_frames(episodes, segments)
+        self._hand = _hand_in_pictures(self.dataset, self.cameras) if hand_path else {}
+        self.hand_path = hand_path
         self._order = lru_cache(maxsize=2)(self._shuffled)
         self._texts_of_task = self._group_instructions()
         starts, ends = self.dataset.episode_starts[episodes], self.dataset.episode_ends[episodes]
         frames, _ = _ranges(starts, ends, episodes)
-        self._source = FrameSource(self.dataset, self.sizes, frames, mode, memory_gb, threads, device)
+        self._source = FrameSource(self.dataset, self.sizes, frames, mode, memory_gb, threads, device, cache)
 
     def __len__(self) -> int:
         """Number of windows in one epoch."""
@@ -125,6 +136,7 @@ class Windows:
         settings = (
             *(self.dataset.digest, self.batch_size, self.seed, self.shuffle, self.history, self.history_stride, self.chunk),
             *(self.foresight_steps, self.actions_until, self.shuffle_instructions, self.vectors, sorted(self.sizes.items())),
+            *([self.hand_path] if self._hand else []),
         )
         return hashlib.sha256(repr(settings).encode() + self._now.tobytes()).hexdigest()[:16]
 
@@ -133,7 +145,8 @@ class Windows:
 
         observation.images.<camera>, future.images.<camera> uint8 (B, T, H, W, 3); observation.state float32 (B, T, S);
         action float32 (B, T, chunk, A); action.mask, frame.mask, future.mask bool; task: B instructions and task.index
-        int64 (B,), their place in `instructions`. Datasets without states or actions give none.
+        int64 (B,), their place in `instructions`. Datasets without states or actions give none. path.<camera> float32
+        (B, hand_path, 2): u to the right and v downwards, in shares of the picture.
         """
         places = number * self.batch_size + np.arange(self.batch_size)
         epochs, within = np.divmod(places, len(self))
@@ -166,6 +179,11 @@ class Windows:
             mask = (steps >= low[:, :, None]) & (steps < high[:, :, None]) & real[:, :, None]
             batch[ACTION] = torch.from_numpy(data.vectors[ACTION][np.minimum(steps, end[:, :, None] - 1)])
             batch["action.mask"] = torch.from_numpy(mask)
+        if self._hand:
+            last = self._bounds(segment, start, end)[1] - 1
+            way = now[:, None] + (last - now[:, None]) * np.linspace(0, 1, self.hand_path)
+            for camera, places in self._hand.items():
+                batch[PATH_PREFIX + camera] = torch.from_numpy(places[way.astype(np.int64)])
         texts = self._instruction_numbers(segment, rng)
         batch[TASK] = [data.instructions[i] for i in texts]
         batch["task.index"] = torch.from_numpy(texts)
@@ -233,6 +251,20 @@ class Windows:
     def _group_instructions(self) -> list[np.ndarray]:
         tasks, texts = self.dataset.segments["task"], self.dataset.segments["instruction"]
         return [np.unique(texts[tasks == k]) for k in range(len(self.dataset.tasks))]
+
+
+def _hand_in_pictures(dataset: Dataset, cameras: Sequence[str]) -> dict[str, np.ndarray]:
+    """Where the tool centre point is in each picture of the cameras that stand still: camera -> float32 (F, 2)."""
+    names = [entry.name for entry in dataset.spec.state]
+    known = {c: np.reshape(m, (3, 4)) for c, m in dataset.spec.projections.items() if c in cameras}
+    if not known or not {*TCP} <= set(names):
+        raise UserError(
+            f"dataset {dataset.path} does not say where the hand is in a picture (projections of {sorted(known)}, "
+            f"{len({*TCP} & set(names))} of the state entries {', '.join(TCP)}): collect it anew or set policy.augment.swap=0."
+        )
+    points = dataset.vectors[STATE][:, [names.index(name) for name in TCP]]
+    found = {c: points @ matrix[:, :3].T + matrix[:, 3] for c, matrix in known.items()}
+    return {c: (uvw[:, :2] / uvw[:, 2:]).astype(np.float32) for c, uvw in found.items()}
 
 
 def _ranges(starts: np.ndarray, ends: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

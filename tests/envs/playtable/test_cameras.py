@@ -2,6 +2,7 @@
 
 import mujoco
 import numpy as np
+import pytest
 
 import envs.playtable as playtable
 from envs.playtable import layout as L
@@ -52,6 +53,21 @@ def test_a_block_is_drawn_where_calvins_camera_sees_it():
     seen = project(corners)
     np.testing.assert_allclose([columns.min(), columns.max() + 1], [seen[:, 0].min(), seen[:, 0].max()], atol=1.0)
     np.testing.assert_allclose([rows.min(), rows.max() + 1], [seen[:, 1].min(), seen[:, 1].max()], atol=1.0)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (60, 100)])
+def test_the_projection_says_where_a_point_shows(size):
+    model = S.build("D")
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    camera = data.camera("static")
+    matrix = np.reshape(S.static_projection(size), (3, 4))
+    for point in np.random.default_rng(0).uniform([-0.3, -0.3, 0.3], [0.3, 0.1, 0.7], (20, 3)):
+        right, up, back = camera.xmat.reshape(3, 3).T @ (point - camera.xpos)
+        focal = size[0] / 2 / np.tan(np.deg2rad(model.camera("static").fovy[0]) / 2)
+        u, v, w = matrix @ [*point, 1]
+        np.testing.assert_allclose(u / w * size[1], size[1] / 2 + focal * right / -back, atol=1e-3)
+        np.testing.assert_allclose(v / w * size[0], size[0] / 2 - focal * up / -back, atol=1e-3)
 
 
 def test_the_wrist_camera_rides_on_the_hand():

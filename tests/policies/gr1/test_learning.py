@@ -5,11 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from small_gr1 import FLOW, SENTENCES, SPEC, VIDEO, batch, observation, policy, video_batch
 
 from policies.gr1 import foresight
 from policies.gr1.heads import Flow
-from policies.nn.images import Transform, normalise, shift_pixels, to_pixels
+from policies.nn.images import SWAP_MARGIN, Transform, draw_swap, normalise, shift_pixels, to_pixels
 from vla.spec import UserError
 
 
@@ -128,6 +130,32 @@ def test_transform_draws_one_change_per_window_and_none_when_acting():
     plain = transform(images)
     assert torch.equal(plain[0], plain[31])
     torch.testing.assert_close(to_pixels(plain)[0, 0, 0, 0].float(), images[0, 0, :2, :2].float().mean((0, 1)).round())
+
+
+@given(st.integers(0, 2**31 - 1), st.integers(1, 12))
+def test_swapped_parts_keep_off_the_hands_path(seed, points):
+    generator = torch.manual_seed(seed)
+    path = 1.4 * torch.rand(16, points, 2, generator=generator) - 0.2
+    swap = draw_swap(path, 1.0, 32)
+    cells = (torch.arange(32) + 0.5) / 32
+    near = (path[:, :, None, None, 0] - cells).abs() < SWAP_MARGIN
+    near = near & ((path[:, :, None, None, 1] - cells[:, None]).abs() < SWAP_MARGIN)
+    assert not (swap.mask & near.any(1)).any()
+    assert sorted(swap.donor.tolist()) == list(range(16))
+
+
+def test_swapped_parts_show_the_donor_and_only_they():
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (8, 2, 16, 16, 3), dtype=torch.uint8)
+    swap = draw_swap(torch.full((8, 1, 2), 0.1), 1.0, 16)
+    assert swap.mask.any((1, 2)).all()
+    mixed = swap(images, images[:, -1])
+    for i in range(8):
+        for step in range(2):
+            expected = torch.where(swap.mask[i, :, :, None], images[swap.donor[i], -1], images[i, step])
+            assert torch.equal(mixed[i, step], expected)
+    assert torch.equal(swap(images[:3], images[:, -1]), mixed[:3])
+    assert not draw_swap(torch.full((8, 1, 2), 0.1), 0.0, 16).mask.any()
 
 
 def test_training_is_jittered_and_evaluation_is_not():
