@@ -107,7 +107,7 @@ def _windows_needed(policy: Any) -> dict[str, Any]:
         "history_stride": policy.stride,
         "foresight_steps": policy.foresight_steps,
         "chunk": policy.horizon,
-        "hand_path": policy.hand_path,
+        "hand_path": getattr(policy, "hand_path", 0),
         # Larger frames are averaged down before they fill the memory, as the policy would do; smaller ones it enlarges itself.
         "image_size": {camera: policy.size for camera, size in policy.spec.cameras.items() if min(size) > policy.size},
     }
