@@ -42,7 +42,7 @@ def world():
 
 def test_no_group_is_left_out():
     assert {path.name for path in CONF.iterdir() if path.is_dir() and list(path.glob("*.yaml"))} == {
-        "data", "env", "executor", "policy", "source", "trainer",
+        "data", "env", "executor", "policy", "robot", "source", "trainer",
     }  # fmt: skip
     assert set(COMMANDS) == {path.stem for path in CONF.glob("*.yaml")} - {"command"}
 
@@ -147,6 +147,13 @@ def test_source(name):
     config = composed("convert", f"source={name}")
     keys = set(inspect.signature(get_method(config._target_)).parameters)
     assert set(config) - {"_target_"} <= keys
+
+
+@pytest.mark.parametrize("name", names("robot"))
+def test_robot(name):
+    world = instantiate(OmegaConf.load(CONF / "robot" / f"{name}.yaml").world, _convert_="all")
+    assert world.single_action_space.shape == (len(world.vla_spec.action),)
+    world.close()
 
 
 @pytest.mark.parametrize("name", names("data"))
