@@ -13,6 +13,7 @@ import contextlib
 import heapq
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -159,7 +160,12 @@ class Simulation:
 
 def main(folder: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the client's business: an arm does not hear it
-    Simulation(folder, json.loads(Path(folder, "config.json").read_text())).run()
+    config = json.loads(Path(folder, "config.json").read_text())
+    try:
+        Simulation(folder, config).run()
+    finally:
+        if config["folder"] is None:  # nobody else knows where it is
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

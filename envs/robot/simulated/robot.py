@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -40,7 +39,6 @@ class SimulatedPlaytable(Robot):
     name = "playtable"
 
     def __init__(self, config: SimulatedPlaytableConfig) -> None:
-        self._made = config.folder is None
         memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
         self.folder = Path(config.folder or tempfile.mkdtemp(prefix="playtable-", dir=memory))
         self._wire: Wire | None = None
@@ -128,8 +126,6 @@ class SimulatedPlaytable(Robot):
         if self.config.linger_s == 0 and self._process is not None:
             self._process.wait(timeout=START_S)
         self._wire = self._process = None
-        if self._made:
-            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _reach(self) -> Wire:
         if not self.is_connected or self._wire is None:
