@@ -20,9 +20,22 @@ from vla.training.setup import make_accelerator
 from vla.training.trainer import Settings
 
 CONF = Path(conf.__file__).parent
-COMMANDS = ("collect", "convert", "evaluate", "pretrain", "serve", "train")
+COMMANDS = ("collect", "control", "convert", "evaluate", "pretrain", "serve", "train")
 # Pretrained towers that are not on every machine are left out, and what would take minutes on a CPU is cut.
-LIGHTER = {"gr1": {"vision": {"weights": None}, "text": {"name": "minilm"}, "history": 2, "micro_batch": 1}}
+SIGLIP = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+GEMMA = {
+    "model_type": "gemma", "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 300,
+}  # fmt: skip
+PALIGEMMA = {"vision_config": SIGLIP, "text_config": GEMMA, "projection_dim": 32, "hidden_size": 32}
+LIGHTER = {
+    "gr1": {"vision": {"weights": None}, "text": {"name": "minilm"}, "history": 2, "micro_batch": 1},
+    "f1": {
+        "layers": 2, "heads": 2, "head_width": 16, "history": 2, "understanding": {"weights": None, "shape": PALIGEMMA},
+        "generation": {"width": 32, "hidden": 32}, "action": {"width": 32, "hidden": 32},
+        "tokenizer": {"channels": [32] * 5, "decoder_channels": [32] * 5, "layers": 1, "attention": False},
+    },
+}  # fmt: skip
 
 # What a policy's loss is made of, by the first part of its config's name.
 PARTS = {
@@ -57,7 +70,7 @@ def port(world):
 
 def test_no_group_is_left_out():
     assert {path.name for path in CONF.iterdir() if path.is_dir() and list(path.glob("*.yaml"))} == {
-        "data", "env", "executor", "policy", "robot", "source", "trainer",
+        "data", "env", "executor", "experiment", "policy", "robot", "source", "tokenizer", "trainer",
     }  # fmt: skip
     assert set(COMMANDS) == {path.stem for path in CONF.glob("*.yaml")} - {"command"}
 
