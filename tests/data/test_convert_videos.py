@@ -9,7 +9,8 @@ import av
 import numpy as np
 import pytest
 
-from vla.data.convert.videos import BrokenClip, convert, decode
+from vla.data.convert.files import Fault
+from vla.data.convert.videos import convert, decode
 from vla.data.store import Dataset, DatasetWriter, check
 from vla.data.windows import Windows
 from vla.spec import Spec, UserError
@@ -59,12 +60,26 @@ def test_broken_clips_are_told_and_skipped(tmp_path):
     broken[middle : middle + 900] = bytes(900)
     (tmp_path / "noise.mp4").write_bytes(broken)
     caption(
-        tmp_path, {f: f"do {f}" for f in ("good.mp4", "short.mp4", "cut.mp4", "text.mp4", "empty.mp4", "gone.mp4", "noise.mp4")}
+        tmp_path,
+        {
+            f: f"do {f}"
+            for f in ("good.mp4", "short.mp4", "cut.mp4", "text.mp4", "empty.mp4", "gone.mp4", "noise.mp4", "../good.mp4")
+        },
     )
     summary = convert(tmp_path, tmp_path / "out", size=8)
-    assert set(summary.skipped) == {"mute.mp4", "short.mp4", "cut.mp4", "text.mp4", "empty.mp4", "gone.mp4", "noise.mp4"}
+    assert set(summary.skipped) == {
+        "mute.mp4",
+        "short.mp4",
+        "cut.mp4",
+        "text.mp4",
+        "empty.mp4",
+        "gone.mp4",
+        "noise.mp4",
+        "../good.mp4",
+    }
     assert summary.skipped["mute.mp4"] == "has no caption"
     assert "too short" in summary.skipped["short.mp4"]
+    assert "climbs out" in summary.skipped["../good.mp4"]
     assert "No such file" in summary.skipped["gone.mp4"]
     assert all("cannot be decoded" in summary.skipped[f] for f in ("cut.mp4", "text.mp4", "empty.mp4", "noise.mp4"))
     dataset = check(tmp_path / "out")
@@ -129,5 +144,5 @@ def test_mistakes_are_told(tmp_path):
     (tmp_path / "captions.jsonl").write_text('{"file": "a.mp4", "instruction": "wipe"}\n{"file": ')
     with pytest.raises(UserError, match="line 2"):
         convert(tmp_path, tmp_path / "out")
-    with pytest.raises(BrokenClip):
+    with pytest.raises(Fault):
         decode(tmp_path / "a.mp4", 10, 8)

@@ -304,3 +304,11 @@ def test_a_bad_episode_is_refused_whole(tmp_path, change, segments, words):
         with pytest.raises(UserError, match=words):
             writer.append_episode(frames, segments)
     assert check(tmp_path / "d").num_frames == 4
+
+
+def test_black_frames_are_frames(tmp_path):
+    spec = Spec(cameras={"static": (4, 4)})
+    with DatasetWriter(tmp_path / "black", spec, {}) as writer:
+        for _ in range(2):
+            writer.append_episode({"observation.images.static": np.zeros((300, 4, 4, 3), np.uint8)}, [])
+    assert not check(tmp_path / "black").images("static", np.arange(600)).any()

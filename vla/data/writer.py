@@ -109,7 +109,8 @@ class DatasetWriter:
             self._create_arrays()
             self._commit(episodes=0, segments=0, frames=0)
         self._committed = cast(dict[str, int], dict(cast(dict, group.attrs["committed"])))
-        self._handles = {name: cast(zarr.Array, group[name]) for name in (*self._arrays, *EPISODE_ARRAYS, *SEGMENT_ARRAYS)}
+        with zarr.config.set({"array.write_empty_chunks": True}):  # a file of black frames is no missing file
+            self._handles = {name: cast(zarr.Array, group[name]) for name in (*self._arrays, *EPISODE_ARRAYS, *SEGMENT_ARRAYS)}
         self._truncate()
 
     def __enter__(self) -> Self:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +15,7 @@ import torch
 from av.error import FFmpegError
 from tqdm import tqdm
 
+from vla.data.convert.files import Fault, in_order, inside
 from vla.data.convert.report import Summary
 from vla.data.writer import DatasetWriter, Segment
 from vla.images import resize_area
@@ -26,10 +25,6 @@ SUFFIXES = {".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v"}
 CAPTIONS = "captions.jsonl"
 
 Fit = Literal["crop", "squash"]
-
-
-class BrokenClip(Exception):
-    """A clip that cannot be used, and why."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +69,13 @@ def decode(path: str | Path, fps: float, size: int, fit: Fit = "crop") -> np.nda
     """Frames of a clip, `fps` a second of its time: uint8 (T, size, size, 3) RGB.
 
     `crop` takes the middle square, `squash` the whole picture; both are averaged down by area. A clip slower than `fps`
-    gives every frame. Raises BrokenClip with the reason.
+    gives every frame. Raises Fault with the reason.
     """
     frames: list[np.ndarray] = []
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise BrokenClip("no video in the file")
+                raise Fault("no video in the file")
             stream = container.streams.video[0]
             rate = float(stream.average_rate or 0)
             due = 0.0
@@ -93,11 +88,11 @@ def decode(path: str | Path, fps: float, size: int, fit: Fit = "crop") -> np.nda
                     frames.append(_fitted(frame.to_ndarray(format="rgb24"), fit))
                     due += 1
     except (FFmpegError, OSError, ValueError) as error:
-        raise BrokenClip(f"cannot be decoded ({getattr(error, 'strerror', None) or error})") from None
+        raise Fault(f"cannot be decoded ({getattr(error, 'strerror', None) or error})") from None
     if len(frames) < 2:
-        raise BrokenClip(f"has {len(frames)} frames at {fps:g} a second, too short to foresee anything")
+        raise Fault(f"has {len(frames)} frames at {fps:g} a second, too short to foresee anything")
     if any(f.shape != frames[0].shape for f in frames):
-        raise BrokenClip("changes its picture size on the way")
+        raise Fault("changes its picture size on the way")
     return np.concatenate(
         [resize_area(torch.from_numpy(np.stack(frames[i : i + 64])), size, size).numpy() for i in range(0, len(frames), 64)]
     )
@@ -135,7 +130,7 @@ def convert(
             report(f"{len(done)} of {len(clips)} clips are in {out} already")
         read = functools.partial(_decode_or_reason, str(path), fps=fps, size=size, fit=fit)
         with tqdm(total=len(left), unit="clip", desc="converting", smoothing=0.05) as bar:
-            for clip, frames in zip(left, _in_order(read, [c.file for c in left], threads), strict=True):
+            for clip, frames in zip(left, in_order(read, [c.file for c in left], threads), strict=True):
                 if isinstance(frames, str):
                     skipped[clip.file] = frames
                 else:
@@ -152,24 +147,9 @@ def convert(
 
 def _decode_or_reason(folder: str, file: str, *, fps: float, size: int, fit: Fit) -> np.ndarray | str:
     try:
-        return decode(Path(folder) / file, fps, size, fit)
-    except BrokenClip as reason:
+        return decode(inside(folder, file), fps, size, fit)
+    except Fault as reason:
         return str(reason)
-
-
-def _in_order[T, R](work: Callable[[T], R], jobs: Iterable[T], threads: int) -> Iterator[R]:
-    """`work` of each job, in the jobs' order, with a few results waiting. Threads suffice: FFmpeg decodes outside the GIL."""
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Future[R]] = deque()
-        try:
-            for job in jobs:
-                waiting.append(pool.submit(work, job))
-                if len(waiting) >= 4 * threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _fitted(picture: np.ndarray, fit: Fit) -> np.ndarray:
