@@ -4,6 +4,7 @@
 """
 
 import time
+from dataclasses import replace
 
 import numpy as np
 
@@ -33,10 +34,14 @@ class PatientClock(Clock):
     overdue = False
 
 
-class ToyArm:
-    vla_spec = SPEC
+ARMS: list["ToyArm"] = []
+"""All that were made, the newest last."""
 
-    def __init__(self):
+
+class ToyArm:
+    def __init__(self, hz=HZ):
+        ARMS.append(self)
+        self.vla_spec = replace(SPEC, control_hz=hz)
         self.point, self.log, self.fault, self.closed = np.zeros(2), [], None, False
         self.rng, self.picture = np.random.default_rng(0), np.zeros((4, 4, 3), np.uint8)
         self.delay = 0.0

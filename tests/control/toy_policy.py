@@ -1,0 +1,42 @@
+"""A policy for the toy arm that does what the instruction says: behave, or misbehave."""
+
+import time
+from dataclasses import replace
+
+import numpy as np
+from toy_arm import SPEC
+
+from vla.spec import TASK
+
+
+class ToyPolicy:
+    """Chunks whose dx counts up within the chunk and dy counts chunks, both in hundredths."""
+
+    def __init__(self, hz: float = 50.0, horizon: int = 12, history: bool = False):
+        self.spec = replace(SPEC, control_hz=hz)
+        self.horizon, self.history = horizon, history
+
+    def begin(self, seeds):
+        return {"asked": np.zeros(len(seeds), int), "seen": np.zeros(len(seeds), int)}
+
+    def remember(self, observation, memory):
+        return {**memory, "seen": memory["seen"] + 1}
+
+    def act(self, observation, memory):
+        sentence = observation[TASK][0]
+        if sentence == "raise" and memory["asked"][0] == 2:
+            raise RuntimeError("weights of cheese")
+        if sentence == "hang" and memory["asked"][0] == 2:
+            time.sleep(3600)
+        chunk = np.zeros((1, self.horizon, 3), np.float32)
+        chunk[0, :, 0] = np.arange(self.horizon) / 100
+        chunk[0, :, 1] = (memory["asked"][0] % 50) / 100
+        chunk[0, :, 2] = memory["seen"][0] / 10_000
+        if memory["asked"][0] % 3 == 2:
+            chunk[0, 1:] = {"nan": np.nan, "wild": 5.0}.get(sentence, chunk[0, 1:])
+        return chunk, {**memory, "asked": memory["asked"] + 1, "seen": memory["seen"] + 1}
+
+
+class Unbuildable:
+    def __init__(self):
+        raise ValueError("no such weights")

@@ -1,0 +1,211 @@
+"""What happened, kept while it happens: a dataset that vla-train reads, written by a process of its own.
+
+Every instruction is an episode with one segment, cut where it is longer than EPISODE_S. Its `action` is what was really sent.
+Beside the Spec's arrays the zarr group has, frame by frame:
+
+    control/asked          float32 (F, A)   what the policy asked for, before limits and holds (0 where not finite)
+    control/held           uint8            1 where the arm was held instead
+    control/time_ns, control/sent_ns, control/cycle_ns    int64, monotonic: measured, commanded, planned
+    control/chunk, control/chunk_index      int32            which chunk an action is from, and its place in it (-1: none)
+    control/inference_ms, control/lateness_us, control/sensing_us   float32
+    control/success        int8             1 or 0 where someone said so, -1 else, for the episode's every frame
+    control/events         text (E,)        the episode's events, a JSON list
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import signal
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import zarr
+from gymnasium.vector import VectorEnv
+
+from vla.control import child
+from vla.control.events import Board
+from vla.control.paced import CYCLE, TIME
+from vla.control.safety import Safe
+from vla.data.writer import DatasetWriter, Segment, frame_arrays
+from vla.spec import ACTION, Spec
+
+EPISODE_S = 120.0
+BACKLOG = 900
+"""Frames that may wait for the writer before it counts as dead."""
+NUMBERS = {
+    "held": "uint8", "time_ns": "int64", "sent_ns": "int64", "cycle_ns": "int64", "chunk": "int32", "chunk_index": "int32",
+    "inference_ms": "float32", "lateness_us": "float32", "sensing_us": "float32", "success": "int8",
+}  # fmt: skip
+
+
+class Recorder:
+    """The writer's process and the thread that feeds it. Nothing here ever makes the loop wait."""
+
+    def __init__(self, path: str | Path, spec: Spec, provenance: Mapping[str, Any]) -> None:
+        self.process, self._connection = child.start(_write, (str(path), spec, dict(provenance)), "recorder")
+        self._queue: queue.Queue = queue.Queue(BACKLOG)
+        self._lost: str | None = None
+        self._thread = threading.Thread(target=self._carry, name="recording", daemon=True)
+        self._thread.start()
+        self.open = False
+        self.frames = 0
+
+    @property
+    def lost(self) -> str | None:
+        """Why nothing is recorded any more."""
+        if self._lost is None and not self.process.is_alive():
+            self._lost = f"status {self.process.exitcode}"
+        return self._lost
+
+    def begin(self, instruction: str) -> None:
+        """An episode begins; what came before is kept as one."""
+        self.end()
+        self.open = True
+        self._put(("begin", instruction))
+
+    def frame(self, row: Mapping[str, Any]) -> None:
+        self.frames += 1
+        self._put(("frame", dict(row)))
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        self._put(("event", dict(event)))
+
+    def end(self, success: bool | None = None) -> None:
+        """The episode is over."""
+        if self.open:
+            self.open = False
+            self._put(("end", success))
+
+    def close(self) -> None:
+        """End the episode and wait until everything is written."""
+        self.end()
+        self._queue.put(None)  # may wait: nobody is in a hurry any more
+        self._thread.join()
+        self.process.join()
+        self._connection.close()
+
+    def _put(self, letter: Any) -> None:
+        if self.lost is not None:
+            return
+        try:
+            self._queue.put_nowait(letter)
+        except queue.Full:
+            self._lost = f"{BACKLOG} frames are waiting to be written"
+
+    def _carry(self) -> None:
+        try:
+            while (letter := self._queue.get()) is not None:
+                self._connection.send(letter)
+            self._connection.send(("close", None))
+        except OSError as error:
+            self._lost = self._lost or repr(error)
+            while self._queue.get() is not None:  # whoever closes must not wait for ever
+                pass
+
+
+class Recorded(VectorEnv):
+    """`world`, every step of it recorded while an episode is open. A recorder that died demands a hold on the board."""
+
+    def __init__(self, world: Safe, recorder: Recorder, board: Board) -> None:
+        self.world, self.recorder, self.board = world, recorder, board
+        self.num_envs, self.vla_spec = 1, world.vla_spec
+        self._names = [name for name in frame_arrays(world.vla_spec) if name != ACTION]
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        self._seen = self.world.reset(seed=seed, options=options)
+        return self._seen
+
+    def step(self, actions: np.ndarray) -> Any:
+        if self.recorder.lost is not None:
+            self.board.demand("recorder_dead", error=self.recorder.lost)
+        notes = {"chunk": -1, "chunk_index": -1, "inference_ms": 0.0, **self.board.take_notes()}
+        observation, before = self._seen
+        result = self.world.step(actions)
+        if self.recorder.open and "lost" not in result[-1]:
+            self._record(observation, before, result[-1], notes)
+        self._seen = result[0], result[-1]
+        return result
+
+    def _record(self, observation: Any, before: Any, after: Any, notes: dict[str, Any]) -> None:
+        """The observation, the command that answered it, and when."""
+        row = {name: observation[name][0] for name in self._names}
+        if not all(np.isfinite(value).all() for name, value in row.items() if value.dtype.kind == "f"):
+            return  # a broken reading; the event says so
+        asked = np.nan_to_num(after["asked"][0], nan=0.0, posinf=0.0, neginf=0.0)
+        row |= {ACTION: after["sent"][0], "asked": asked, "held": after["held"], "sent_ns": after["sent_ns"], "success": -1}
+        row |= {"time_ns": observation[TIME][0], "cycle_ns": observation[CYCLE][0], **notes}
+        row |= {name: before[name] for name in ("lateness_us", "sensing_us")}
+        self.recorder.frame(row)
+
+
+class _Writer:
+    """The recorder's process: frames of one episode at a time."""
+
+    def __init__(self, path: str, spec: Spec, provenance: dict[str, Any]) -> None:
+        self.spec, self.most = spec, int(EPISODE_S * (spec.control_hz or 30))
+        self.writer = DatasetWriter(path, spec, provenance)
+        self.rows: list[dict[str, Any]] = []
+        self.events: list[dict[str, Any]] = []
+        self.instruction = ""
+
+    def take(self, kind: str, value: Any) -> None:
+        if kind == "begin":
+            self.instruction = value
+        elif kind == "event":
+            self.events.append(value)
+        elif kind == "frame":
+            self.rows.append(value)
+            if len(self.rows) >= self.most:
+                self.finish(None)
+        else:
+            self.finish(value)
+
+    def finish(self, success: bool | None) -> None:
+        """Commit the episode. One that was marked as failed keeps its frames and gets no segment, so no label."""
+        if self.rows:
+            frames = {name: np.stack([row[name] for row in self.rows]) for name in frame_arrays(self.spec)}
+            if success is not None:
+                self.rows = [{**row, "success": int(success)} for row in self.rows]
+            self._write_numbers()
+            segment = Segment(0, len(self.rows), "", self.instruction)
+            self.writer.append_episode(frames, [segment] if success is not False else [], seed=self.writer.num_episodes)
+        self.rows, self.events = [], []
+
+    def _write_numbers(self) -> None:
+        """Before the commit, like the frames: what is not committed is written anew."""
+        first, size = self.writer.num_frames, len(self.spec.action)
+        asked = np.stack([row["asked"] for row in self.rows]).astype("float32")
+        _extend(self.writer.group, "control/asked", first, asked, (size,))
+        for name, dtype in NUMBERS.items():
+            _extend(self.writer.group, f"control/{name}", first, np.array([row[name] for row in self.rows], dtype), ())
+        events = np.array([json.dumps(self.events, default=str)], dtype=np.dtypes.StringDType())
+        _extend(self.writer.group, "control/events", self.writer.num_episodes, events, ())
+
+
+def _extend(group: zarr.Group, name: str, first: int, values: np.ndarray, shape: tuple[int, ...]) -> None:
+    if name not in group:
+        dtype = "str" if isinstance(values.dtype, np.dtypes.StringDType) else values.dtype
+        group.create_array(name, shape=(0, *shape), dtype=dtype, chunks=(4096, *shape))
+    array = cast(zarr.Array, group[name])
+    array.resize((first + len(values), *shape))
+    array[first:] = values
+
+
+def _write(path: str, spec: Spec, provenance: dict[str, Any], connection: Any) -> None:
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)  # the loop says when it is over
+    writer = _Writer(path, spec, provenance)
+    try:
+        while True:
+            kind, value = connection.recv()
+            if kind == "close":
+                break
+            writer.take(kind, value)
+    except EOFError:  # the loop is gone: keep what there is
+        pass
+    writer.finish(None)
+    writer.writer.close()
