@@ -45,9 +45,9 @@ class Swap(NamedTuple):
         return torch.where(mask[:, None, :, :, None], donors[donor][:, None], images)
 
 
-SWAPS = 5
+SWAPS = 24
 """Rectangles that are tried per picture."""
-SWAP_SIDES = (0.1, 0.6)
+SWAP_SIDES = (0.15, 0.5)
 """Least and largest side of a rectangle, in shares of the picture."""
 SWAP_MARGIN = 0.1
 """How far it stays from the hand's path: room for a handle, a block or the button that the hand goes to, and for jitter."""
