@@ -1,5 +1,6 @@
 """A split of CALVIN's dataset, written as its own recorder writes it, from a short play on our playtable."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,11 @@ from vla.data.store import Dataset
 FIRST = 358_482  # where the genuine debug split begins
 
 
-def play(out, frames: int, scene: str = "D") -> Dataset:
-    """Experts' play in CALVIN's picture sizes."""
+def play(out, frames: int, overrides: Sequence[str] = ()) -> Dataset:
+    """Experts' play in scene D, in CALVIN's picture sizes."""
+    plain = [f"out={out}", f"frames={frames}", "env.world.scene=D", "env.world.num_worlds=1", "workers=1"]
     with initialize_config_module("conf", version_base="1.3"):
-        config = compose(
-            "collect", [f"out={out}", f"frames={frames}", f"env.world.scene={scene}", "env.world.num_worlds=1", "workers=1"]
-        )
+        config = compose("collect", [*plain, *overrides])
     list(collect(config))
     return Dataset(out)
 
