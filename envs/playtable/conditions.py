@@ -19,8 +19,10 @@ PUSH_REACH: Interval = (-0.38, 0.37)
 """x between which blocks are pushed: from the left, the hand stays behind them."""
 FINGER_ROOM = 0.09
 """Distance between the centres of two blocks that leaves room for an open hand."""
-PALM, FINGER = 0.10, 0.06
-"""How far a block's centre stays from the door and the left wall (room for the palm) and from the right wall (for a finger)."""
+APART = 0.06
+"""Distance between the centres of two blocks from which on the hand can move one aside and take it."""
+FINGER = 0.075
+"""How far a block's centre stays from the door and the walls of the cabinet."""
 PUSH_WAY, AHEAD = 0.105, 0.06
 """How far a block is pushed at least, and how far its centre then stays from the centre of what is ahead."""
 LANE = 0.06
@@ -29,7 +31,8 @@ BUTTON_RADIUS = 0.035
 SLIDER_WAY, DRAWER_WAY, DRAWER_RANGE = 0.17, 0.13, 0.22
 DRAWER_OPEN = 0.16
 """The least opening of the drawer into which a block is put or pushed."""
-DRAWER_HALF_WIDTH = 0.13
+DRAWER_HALF_WIDTH, BEFORE_DRAWER = 0.13, 0.15
+"""How far from its middle a block is put down in the drawer, and how far one may lie that is pushed straight into it."""
 DRAWER_FRONT = -0.21
 """Blocks in the drawer beyond this y are out from under the table."""
 
@@ -96,18 +99,18 @@ def lies_on(block: Block, part: str) -> bool:
     return block.touches - {ROBOT} == {part}
 
 
-def has_finger_room(colour: str, state: State) -> bool:
-    """No other block is so near that the fingers would hit it."""
+def stands_apart(colour: str, state: State) -> bool:
+    """No other block is so near that the hand could not part them."""
     x, y, _ = state.blocks[colour].position
     others = (state.blocks[c].position for c in COLOURS if c != colour)
-    return all(hypot(x - ox, y - oy) > FINGER_ROOM for ox, oy, _ in others)
+    return all(hypot(x - ox, y - oy) > APART for ox, oy, _ in others)
 
 
 def graspable_on_table(state: State) -> list[str]:
     return [
         colour
         for colour, block in state.blocks.items()
-        if lies_on(block, "base") and REACH[0] < block.position[0] < REACH[1] and has_finger_room(colour, state)
+        if lies_on(block, "base") and REACH[0] < block.position[0] < REACH[1] and stands_apart(colour, state)
     ]
 
 
@@ -117,7 +120,7 @@ def graspable_in_cabinet(state: State, layout: Layout) -> list[str]:
         colour
         for colour, block in state.blocks.items()
         if lies_on(block, "plank")
-        and has_finger_room(colour, state)
+        and stands_apart(colour, state)
         and any(low < block.position[0] < high for low, high in cabinet_openings(state, layout))
     ]
 
@@ -127,7 +130,7 @@ def graspable_in_drawer(state: State) -> list[str]:
     return [
         colour
         for colour, block in state.blocks.items()
-        if lies_on(block, "drawer") and block.position[1] < DRAWER_FRONT and has_finger_room(colour, state)
+        if lies_on(block, "drawer") and block.position[1] < DRAWER_FRONT and stands_apart(colour, state)
     ]
 
 
@@ -136,8 +139,8 @@ def cabinet_openings(state: State, layout: Layout) -> list[Interval]:
     left, right = layout.cabinet
     door = layout.door_left - state.slider
     openings = [
-        (left + PALM, door - PALM),
-        (door + DOOR_WIDTH + PALM, right - FINGER),
+        (left + FINGER, door - FINGER),
+        (door + DOOR_WIDTH + FINGER, right - FINGER),
     ]
     return [(low, high) for low, high in openings if low < high]
 
@@ -178,19 +181,17 @@ def obstacles(colour: str, state: State, layout: Layout) -> Iterable[tuple[float
 
 
 def before_the_drawer(state: State, layout: Layout) -> list[str]:
-    """Blocks on the table that can be pushed straight towards the robot, over the edge and into the open drawer."""
+    """Blocks on the table that can be pushed towards the robot, over the edge and into the open drawer, or be carried there."""
     if state.drawer < DRAWER_OPEN:
         return []
 
     def way_is_free(colour: str) -> bool:
         x, y, _ = state.blocks[colour].position
-        return not any(abs(ox - x) < LANE + 0.02 and oy < y + FINGER_ROOM for ox, oy in obstacles(colour, state, layout))
+        ahead = (ox for ox, oy in obstacles(colour, state, layout) if oy < y + FINGER_ROOM)
+        return abs(x - layout.drawer_x) < BEFORE_DRAWER and all(abs(ox - x) > LANE + 0.02 for ox in ahead)
 
-    return [
-        colour
-        for colour, block in state.blocks.items()
-        if block.touches == {"base"} and abs(block.position[0] - layout.drawer_x) < DRAWER_HALF_WIDTH and way_is_free(colour)
-    ]
+    carried = graspable_on_table(state)
+    return [c for c, b in state.blocks.items() if b.touches == {"base"} and (way_is_free(c) or c in carried)]
 
 
 def stack_targets(state: State) -> list[str]:

@@ -22,7 +22,6 @@ from envs.playtable.hand import (
     INTO_CABINET,
     LEAN,
     OPEN,
-    PALM,
     BlockView,
     Move,
     View,
@@ -50,7 +49,7 @@ def lift(view: View, color: str) -> Move:
     """Take hold and go up; a door in the way is moved aside first."""
     block = view.blocks[color]
     door = view.layout.door_left - view.slider
-    if in_cabinet(block) and view.held != color and door - 0.09 < block.position[0] < door + L.DOOR_WIDTH + 0.09:
+    if in_cabinet(block) and view.held != color and door - FINGER < block.position[0] < door + L.DOOR_WIDTH + FINGER:
         sign = 1.0 if block.position[0] < door + L.DOOR_WIDTH / 2 else -1.0
         if 0.01 < view.slider < view.layout.slide_range - 0.01 or (sign > 0) == (view.slider > 0.1):
             return move_slider(view, sign)
@@ -176,8 +175,8 @@ def place_in_slider(view: View) -> Move:
     if move:
         return move
     door = s.door_left - view.slider
-    left = (s.cabinet[0] + PALM, door - PALM)
-    right = (door + L.DOOR_WIDTH + PALM, s.cabinet[1] - FINGER)
+    left = (s.cabinet[0] + FINGER, door - FINGER)
+    right = (door + L.DOOR_WIDTH + FINGER, s.cabinet[1] - FINGER)
     low, high = max(left, right, key=lambda opening: opening[1] - opening[0])
     x = _free_place(
         np.array([(low + high) / 2, low, high]), [b for c, b in view.blocks.items() if c != color and in_cabinet(b)]

@@ -21,14 +21,17 @@ OPEN, CLOSE = 1.0, -1.0
 FORWARD = np.pi / 2
 """Yaw at which the fingers close along x."""
 LEAN = -0.35
-DEEP_LEAN = -0.65
-"""Beside the cabinet's right wall: the wide palm then stays clear of the slanted front next to the opening."""
+DEEP_LEAN = -0.75
+"""Beside a wall of the cabinet or its door: the wide palm then stays in front of the slanted surface next to the opening."""
 TRAVEL = 0.52
 """Least height of the TCP between places, metres."""
 LANE = -0.07
 """Nothing of the cabinet's front reaches out to this y."""
+FINGER_AT, FINGER_RADIUS = 0.051, 0.018
+"""How far the middle of an open finger is from the TCP, and what it takes around it."""
 PALM, FINGER = 0.105, 0.065
-"""Half of what the palm and the open fingers take along x: a block's distance from door and left wall, and from the right."""
+"""Half of what the palm and the open fingers take along x: nearer than PALM to a side of the cabinet's opening the hand leans
+deeper, nearer than FINGER it does not get in."""
 ABOVE = np.array([0.0, 0.0, 0.065])
 BESIDE_TABLE = np.array([0.0, 0.0, 0.15])
 INTO_CABINET = np.array([0.0, -0.10, 0.08])
@@ -65,23 +68,23 @@ class BlockView:
     def height(self) -> float:
         return float(self.size[self.upright])
 
-    def grasp(self, preferred: float, obstacles: Sequence[np.ndarray] = ()) -> tuple[float, float]:
-        """Yaw, nearest to the preferred one, at which the fingers close over an edge that fits; and that edge's length.
-
-        An obstacle (position) where a finger would go down counts as much as a large turn.
-        """
-        best = (np.inf, preferred, 0.04)
+    def grasps(self, preferred: float, reluctance: float) -> list[tuple[float, float, float, np.ndarray]]:
+        """Ways to take it: what a way costs (`reluctance` per radian of turn from the preferred yaw), its yaw, the length of
+        the edge that the fingers close over, and the direction in which they close."""
+        ways = []
         for axis in range(3):
             if axis == self.upright or self.size[axis] > 0.06:
                 continue
-            yaw = np.arctan2(self.axes[0, axis], -self.axes[1, axis])
-            yaw = preferred + wrap_half(yaw - preferred)
-            cost = abs(yaw - preferred) + 40 * (self.size[axis] - 0.04)
-            for side in (-1, 1):
-                finger = self.position + side * (self.size[axis] / 2 + 0.025) * self.axes[:, axis]
-                cost += 3.0 * any(np.hypot(*(place - finger)[:2]) < 0.045 for place in obstacles)
-            best = min(best, (cost, yaw, self.size[axis]))
-        return best[1], best[2]
+            yaw = preferred + wrap_half(np.arctan2(self.axes[0, axis], -self.axes[1, axis]) - preferred)
+            cost = reluctance * abs(yaw - preferred) + 40 * (self.size[axis] - 0.04)
+            ways.append((cost, yaw, float(self.size[axis]), self.axes[:, axis] * [1, 1, 0]))
+        return ways
+
+    def distance(self, point: np.ndarray) -> float:
+        """Of its side faces from a point at its height."""
+        local = (point - self.position) @ self.axes
+        local[self.upright] = 0
+        return float(np.linalg.norm(np.maximum(np.abs(local) - self.size / 2, 0)))
 
     def reach(self, direction: np.ndarray) -> float:
         """Half of its extent along a horizontal direction."""
@@ -118,6 +121,29 @@ class View:
         offset = block.position - self.tcp
         return bool(np.hypot(offset[0], offset[1]) < 0.022 and abs(offset[2]) < 0.018)
 
+    def crowding(self, block: BlockView, across: np.ndarray) -> np.ndarray:
+        """Horizontally away from all that stands where open fingers would come down beside a block; zeros if nothing does."""
+        low, high = self._walls(block)
+        away = np.zeros(3)
+        for finger in (block.position + FINGER_AT * across, block.position - FINGER_AT * across):
+            things = [(b.position, b.distance(finger)) for b in self.blocks.values() if b is not block]
+            things.append((self.button_place, float(np.hypot(*(self.button_place - finger)[:2])) - 0.032))
+            for place, distance in things:
+                apart = block.position - place
+                if distance < FINGER_RADIUS and abs(apart[2]) < 0.03:
+                    away[:2] += apart[:2] / np.linalg.norm(apart[:2])
+            away[:2] += (finger[:2] - low < FINGER_RADIUS) * 1.0 - (high - finger[:2] < FINGER_RADIUS)
+        return away
+
+    def _walls(self, block: BlockView) -> tuple[np.ndarray, np.ndarray]:
+        """Least and greatest x and y of the room that a block is in: the drawer as far as it is out, the cabinet, or none."""
+        if block.position[2] < L.TABLE_TOP:
+            middle = self.layout.drawer_x
+            return np.array([middle - 0.176, -0.156 - self.drawer]), np.array([middle + 0.176, -0.18])
+        if in_cabinet(block):
+            return np.array([self.layout.cabinet[0], -np.inf]), np.array([self.layout.cabinet[1], 0.16])
+        return np.full(2, -np.inf), np.full(2, np.inf)
+
     @property
     def held(self) -> str | None:
         """The colour of the block that the closed fingers hold."""
@@ -128,7 +154,8 @@ class View:
     def near_block(self, distance: float) -> bool:
         """Whether the fingers reach down around or beside a block."""
         offsets = np.array([block.position for block in self.blocks.values()]) - self.tcp
-        return bool((np.hypot(offsets[:, 0], offsets[:, 1]) < distance)[np.abs(offsets[:, 2]) < 0.03].any())
+        level = (offsets[:, 2] > -0.055) & (offsets[:, 2] < 0.03)
+        return bool((np.hypot(offsets[:, 0], offsets[:, 1]) < distance)[level].any())
 
     @property
     def straddled_x(self) -> float:
@@ -182,11 +209,12 @@ def approach(
     # Turning sweeps the fingers sideways: stay out until the yaw is nearly right.
     turn = abs(wrap(yaw - view.euler[2]))
     steepness = 6.0 if entry[1] == 0 else 10.0
-    out = min(depth, max(steepness * max(0.0, beside - 0.006), 0.2 * max(0.0, turn - 0.12)))
+    shut = 0.05 * (grip == OPEN and view.width < 0.07)  # fingers open before they go down around something
+    out = min(depth, max(steepness * max(0.0, beside - 0.006), 0.2 * max(0.0, turn - 0.12), shut))
     waypoint = target + axis * out
     across = abs(offset[0])
     travel = max(target[2] + entry[2], TRAVEL)
-    leaving = view.near_block(0.05) and not carrying
+    leaving = view.near_block(0.07) and not carrying
     if beside > 0.03 and (leaving or view.tcp[2] < travel - 0.03):
         keep = grip if carrying else CLOSE if view.closing else OPEN
         turning = view.tcp[2] > L.TABLE_TOP + 0.05 and view.tcp[1] < LANE
@@ -217,23 +245,41 @@ def in_cabinet(block: BlockView) -> bool:
 
 def lean(view: View, position: np.ndarray) -> float:
     """The pitch at which the palm stays clear of the cabinet when the hand is at a position."""
-    if position[1] < -0.08:
+    beside_lever = abs(position[0] - view.layout.switch_x) < 0.06 and position[1] > -0.12
+    if position[1] < -0.08 and not beside_lever:
         return 0.0
-    return DEEP_LEAN if position[1] > 0.02 and position[0] + PALM > view.layout.cabinet[1] else LEAN
+    door = view.layout.door_left - view.slider
+    sides = np.array([*view.layout.cabinet, door, door + L.DOOR_WIDTH])
+    return DEEP_LEAN if position[1] > 0.02 and np.abs(sides - position[0]).min() < PALM else LEAN
 
 
 def grasp(view: View, color: str, preferred: float = FORWARD) -> Move | None:
-    """On the way to holding a block; None once it is held."""
+    """On the way to holding a block; None once it is held. One that stands too near to something else is moved first."""
     block = view.blocks[color]
-    beside = [b.position for b in view.blocks.values() if b is not block] + [view.button_place]
-    yaw, edge = block.grasp(preferred, [p for p in beside if abs(p[2] - block.position[2]) < 0.02])
     pitch = lean(view, block.position)
-    entry = INTO_CABINET if in_cabinet(block) else ABOVE if block.position[2] > L.TABLE_TOP else BESIDE_TABLE
     target = block.position.copy()
+    ways = []
+    for cost, yaw, edge, across in block.grasps(preferred, 5 if pitch else 1):  # a hand that leans turns in no room
+        away = view.crowding(block, across)
+        ways.append((cost + 3 * bool(away.any()), yaw, edge, away))
+    _, yaw, edge, away = min(ways, key=lambda way: way[0])
+    entry = INTO_CABINET if in_cabinet(block) else ABOVE if block.position[2] > L.TABLE_TOP else BESIDE_TABLE
     if view.between(block) and view.closing and view.width > edge - 0.012:
         gripped = np.abs(view.width - block.size).min() < 0.004
         return None if gripped else Move(view.tcp, CLOSE, view.euler[2], view.euler[1])
     turned = abs(wrap(yaw - view.euler[2])) < 0.12 and abs(pitch - view.euler[1]) < 0.12
     if not view.pinching and view.width > 0.07 and turned and at(view, target, (0.009, 0.012, 0.012)):
         return Move(view.tcp, CLOSE, yaw, pitch)
+    if away.any():
+        return drag(view, block, away, yaw, pitch, entry)
     return approach(view, target, OPEN, yaw, pitch, entry)
+
+
+def drag(view: View, block: BlockView, direction: np.ndarray, yaw: float, pitch: float, entry: np.ndarray) -> Move:
+    """Shift a block along a horizontal direction with closed fingertips on top of it."""
+    direction = direction / np.linalg.norm(direction)
+    tip = 0.012 * np.cos(pitch) - 0.010 * np.sin(pitch)
+    top = block.position + [0, 0, block.height / 2 + tip]
+    if at(view, top, (0.015, 0.015, 0.004)) and view.width < 0.02:
+        return Move(np.array([*(view.tcp + 0.03 * direction)[:2], top[2] - 0.003]), CLOSE, yaw, pitch)
+    return approach(view, top - [0, 0, 0.003], CLOSE, yaw, pitch, entry)

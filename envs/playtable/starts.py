@@ -9,8 +9,8 @@ from envs.playtable.kinematics import euler_to_matrix, forward, inverse
 
 HAND_LOW, HAND_HIGH = np.array([-0.25, -0.32, 0.50]), np.array([0.30, 0.0, 0.66])
 """Where the TCP starts, metres."""
-BLOCK_GAP = 0.10
-"""Least distance of block centres, so that fingers fit between."""
+BLOCK_GAP = 0.07
+"""Least distance of block centres: often too near for fingers to fit between."""
 
 
 def random_hand(rng: np.random.Generator) -> np.ndarray:
@@ -73,7 +73,7 @@ def _place_blocks(rng: np.random.Generator, layout: L.Layout, scene: np.ndarray,
                 x, y = min(rng.uniform(*layout.table), 0.27), rng.uniform(-0.15, -0.085)
                 z, yaw = L.TABLE_TOP + 0.02, rng.uniform(-np.pi, np.pi)
                 if task in ("push_into_drawer", "unstack_block") and not placed:
-                    x, y = layout.drawer_x + rng.uniform(-0.12, 0.12), rng.uniform(-0.15, -0.09)
+                    x, y = layout.drawer_x + rng.uniform(-0.14, 0.14), rng.uniform(-0.15, -0.09)
             elif where == "drawer":
                 x, y = layout.drawer_x + rng.uniform(-0.11, 0.11), -0.169 - scene[1] / 2 + rng.normal(0, 0.01)
                 z, yaw = L.DRAWER_FLOOR + 0.02, np.pi / 2 + rng.uniform(-0.5, 0.5)
@@ -82,13 +82,13 @@ def _place_blocks(rng: np.random.Generator, layout: L.Layout, scene: np.ndarray,
                 yaw = rng.uniform(-np.pi, np.pi)
                 break
             else:
-                low, high = layout.cabinet[0] + 0.10, layout.cabinet[1] - 0.07
+                low, high = layout.cabinet[0] + 0.08, layout.cabinet[1] - 0.08
                 x, y = np.clip(rng.uniform(*getattr(layout, where)), low, high), rng.uniform(0.075, 0.105)
                 z, yaw = L.PLANK_TOP + 0.02, np.pi / 2 + rng.uniform(-0.4, 0.4)
             clear = all(np.hypot(x - p[0], y - p[1]) > BLOCK_GAP for p in placed)
             under_switch = abs(x - layout.switch_x) < 0.08 and y > -0.12
             beside_button = np.hypot(x - layout.button_x, y - layout.button_y) > 0.09
-            hidden = where.startswith("slider") and color == named and door[0] - 0.105 < x < door[1] + 0.105
+            hidden = where.startswith("slider") and color == named and door[0] - 0.08 < x < door[1] + 0.08
             if clear and (where != "table" or (beside_button and not under_switch)) and not hidden:
                 break
         placed.append(np.array([x, y, z]))

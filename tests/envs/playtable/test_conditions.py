@@ -77,6 +77,8 @@ def test_drawer(plain: State):
     opened = replace(plain, drawer=0.2)
     assert "push_into_drawer" in valid_tasks(opened, D)
     assert "push_into_drawer" not in valid_tasks(plain, D)
+    beside = with_block(with_block(opened, "blue", (-0.24, 0.09, 0.461), "plank"), "red", (-0.05, -0.12, 0.46), "base")
+    assert "push_into_drawer" in valid_tasks(beside, D)  # carried over it
     assert "open_drawer" not in valid_tasks(opened, D)
     assert "close_drawer" in valid_tasks(opened, D)
     inside = with_block(opened, "blue", (0.18, -0.28, 0.362), "drawer")
