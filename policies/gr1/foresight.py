@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from policies.nn.transformer import Block, sincos_grid
+from vla.spec import UserError
 
 EPSILON = 1e-6
 LEAST = 0.02
@@ -27,15 +28,20 @@ def unpatchify(patches: Tensor, patch: int) -> Tensor:
     return cut.permute(0, 1, 3, 2, 4, 5).reshape(m, side * patch, side * patch, 3)
 
 
-def statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and (unbiased) standard deviation of each patch, (M, P, 1) each."""
-    return patches.mean(-1, keepdim=True), (patches.var(-1, keepdim=True) + EPSILON).sqrt()
+def statistics(patches: Tensor, epsilon: str = "inside") -> tuple[Tensor, Tensor]:
+    """Mean and (unbiased) standard deviation of each patch, (M, P, 1) each.
+
+    So that nothing is divided by zero, 1e-6 is added `inside` the root, to the variance, or `outside` (published).
+    """
+    variance = patches.var(-1, keepdim=True)
+    deviation = (variance + EPSILON).sqrt() if epsilon == "inside" else variance.sqrt() + EPSILON
+    return patches.mean(-1, keepdim=True), deviation
 
 
-def targets(images: Tensor, patch: int) -> Tensor:
+def targets(images: Tensor, patch: int, epsilon: str = "inside") -> Tensor:
     """Normalised images (M, H, W, 3) -> patches, each with its own mean removed and divided by its own deviation."""
     patches = patchify(images.float(), patch)
-    mean, deviation = statistics(patches)
+    mean, deviation = statistics(patches, epsilon)
     return (patches - mean) / deviation
 
 
@@ -45,13 +51,13 @@ def level_changes(images: Tensor, current: Tensor, patch: int) -> Tensor:
     return torch.cat([mean - now, (deviation.clamp(min=LEAST) / spread.clamp(min=LEAST)).log()], dim=-1)
 
 
-def imagine(prediction: Tensor, current: Tensor, patch: int) -> Tensor:
+def imagine(prediction: Tensor, current: Tensor, patch: int, epsilon: str = "inside") -> Tensor:
     """Predicted patches (M, P, patch * patch * 3), or with 2 level changes behind each -> images (M, H, W, 3).
 
     The pixels say how a patch looks, not how bright it is. Mean and deviation are those of the same patch in the `current`
     frame (M, H, W, 3), right only where nothing moves, unless the decoder predicts how they change.
     """
-    mean, deviation = statistics(patchify(current.float(), patch))
+    mean, deviation = statistics(patchify(current.float(), patch), epsilon)
     pixels, levels = prediction.float().split([patch * patch * 3, prediction.shape[-1] - patch * patch * 3], dim=-1)
     if levels.shape[-1]:
         mean, deviation = mean + levels[..., :1], deviation.clamp(min=LEAST) * levels[..., 1:].clamp(-4, 4).exp()
@@ -64,12 +70,25 @@ class Decoder(nn.Module):
     One mask token per patch with its fixed position looks, through ViT blocks, at the projected [OBS] tokens. With `skip`
     a patch's mask token also carries a linear view of the current frame's vision features (M, P, skip) at that place. With
     `levels` two more numbers are predicted for each patch: how its mean and log deviation change (see `level_changes`).
+    positions: half of each describes the row and half the column, in this order (`rows`); `published` has them the other way
+    round, and among the weights.
     """
 
     def __init__(
-        self, inputs: int, width: int, layers: int, heads: int, size: int, patch: int, skip: int | None, levels: bool = False
+        self,
+        inputs: int,
+        width: int,
+        layers: int,
+        heads: int,
+        size: int,
+        patch: int,
+        skip: int | None,
+        levels: bool = False,
+        positions: str = "rows",
     ):
         super().__init__()
+        if positions not in ("rows", "published"):
+            raise UserError(f"decoder.positions {positions!r} is unknown: use rows or published.")
         self.project = nn.Linear(inputs, width)
         self.mask = nn.Parameter(torch.randn(width) * 0.02)
         self.skip = nn.Linear(skip, width) if skip else None
@@ -81,7 +100,8 @@ class Decoder(nn.Module):
             nn.init.zeros_(self.levels.weight)
             nn.init.zeros_(self.levels.bias)
         self.position: Tensor
-        self.register_buffer("position", sincos_grid(size // patch, width), persistent=False)
+        grid, published = sincos_grid(size // patch, width), positions == "published"
+        self.register_buffer("position", grid.roll(width // 2, -1) if published else grid, persistent=published)
 
     def forward(self, obs: Tensor, features: Tensor | None) -> Tensor:
         masks = (self.mask + self.position).expand(len(obs), -1, -1)

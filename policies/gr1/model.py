@@ -22,7 +22,11 @@ class GR1(nn.Module):
 
     A frame's input tokens are, in order: language 1, state 1 (if `state`), and for each camera its resampler latents and its
     cls. They depend on that frame alone, so that a rollout keeps them. The time embedding is that of the place in the window
-    (the last is now) and is added to input tokens only; queries know time only through what they may look at.
+    and is added to input tokens only; queries know time only through what they may look at.
+
+    places: the last place is `now`, or (published) the window's `first` frame that exists has the first place, so that now
+    moves on until the window is full. token_positions: rows of a learned table of token positions, added after the first
+    norm (GR1-Training); the published model has none (0).
     """
 
     def __init__(
@@ -47,10 +51,14 @@ class GR1(nn.Module):
         resampler: Mapping[str, Any],
         queries: int,
         decoder: Mapping[str, Any],
+        places: str = "now",
+        token_positions: int = 0,
     ):
         super().__init__()
+        if places not in ("now", "first"):
+            raise UserError(f"places {places!r} is unknown: use now or first.")
         self.cameras, self.window, self.queries, self.action_queries = tuple(cameras), window, queries, action_queries
-        self.act_sees_foresight = act_sees_foresight
+        self.act_sees_foresight, self.places = act_sees_foresight, places
         self.text = Text(text, language)
         self.language_token = nn.Linear(language, width) if language != width else nn.Identity()
         self.state_token = StateToken(state, width) if state else None
@@ -63,6 +71,13 @@ class GR1(nn.Module):
         self.cls_token = nn.ModuleDict({c: nn.Linear(first.cls_width, width) for c in cameras})
         self.inputs = 1 + (state is not None) + len(cameras) * (resampler["latents"] + 1)
         self.time = nn.Parameter(torch.randn(window, width) * 0.02)
+        self.per_step = self.inputs + action_queries + len(cameras) * queries
+        if 0 < token_positions < window * self.per_step:
+            raise UserError(
+                f"token_positions is {token_positions} but a window has {window} times {self.per_step} tokens: raise it, "
+                "or set 0 for none."
+            )
+        self.position = nn.Parameter(torch.randn(token_positions, width) * 0.02) if token_positions else None
         self.act_query = nn.Parameter(torch.randn(action_queries, width) * 0.02) if action_queries else None
         self.obs_query = nn.ParameterDict({c: nn.Parameter(torch.randn(queries, width) * 0.02) for c in cameras})
         self.norm, self.drop = nn.LayerNorm(width), nn.Dropout(dropout)
@@ -81,36 +96,56 @@ class GR1(nn.Module):
         """One frame of M situations: images camera -> (M, size, size, 3) normalised, state (M, 15), language (M, D).
 
         Returns its input tokens (M, inputs, width) and the vision patches by camera (M, P, C)."""
+        token = self.state_token(state) if self.state_token is not None and state is not None else None
+        features = {c: self.vision[self.vision_of[c]](images[c], language) for c in self.cameras}
+        return self.tokens(language, token, features), {c: patches for c, (_, patches) in features.items()}
+
+    def tokens(self, language: Tensor, state: Tensor | None, features: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
+        """Language (M, D), state token (M, width) and vision features camera -> (cls, patches) as tokens (M, inputs, width)."""
         tokens = [self.language_token(language)[:, None]]
-        if self.state_token is not None and state is not None:
-            tokens.append(self.state_token(state)[:, None])
-        patches = {}
+        if state is not None:
+            tokens.append(state[:, None])
         for camera in self.cameras:
-            cls, patches[camera] = self.vision[self.vision_of[camera]](images[camera], language)
-            tokens.append(self.latent_token[camera](self.resampler(patches[camera])))
+            cls, patches = features[camera]
+            tokens.append(self.latent_token[camera](self.resampler(patches)))
             tokens.append(self.cls_token[camera](cls)[:, None])
-        return torch.cat([t.to(tokens[0].dtype) for t in tokens], dim=1), patches
+        return torch.cat([t.to(tokens[0].dtype) for t in tokens], dim=1)
 
     def think(
-        self, frames: Tensor, valid: Tensor, query_steps: list[int], act: bool, foresee: bool
+        self,
+        frames: Tensor,
+        valid: Tensor,
+        query_steps: list[int],
+        act: bool,
+        foresee: bool,
+        places: Tensor | None = None,
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Window of frame tokens (B, T, inputs, width) and which of them exist (B, T) -> outputs at `query_steps`.
 
         [ACT] outputs (B, steps, action queries, width) if `act`, [OBS] outputs camera -> (B, steps, queries, width) if
-        `foresee`. Queries that nobody looks at are left out, which changes nothing for the rest.
+        `foresee`. Queries that nobody looks at are left out, which changes nothing for the rest. places: int64 (B, T), the
+        frames' places in the window, instead of those that the config says.
         """
         b, t, inputs, _ = frames.shape
         count = len(query_steps)
         foresee_tokens = foresee or (act and self.act_sees_foresight)
         actions = self.action_queries if act else 0
         obs = len(self.cameras) * self.queries if foresee_tokens else 0
-        parts = [(frames + self.time[self.window - t :, None].to(frames.dtype)).flatten(1, 2)]
+        if places is None and self.places == "first":
+            places = (torch.arange(t, device=valid.device) - valid.int().argmax(1, keepdim=True)).clamp(min=0)
+        time = self.time[self.window - t :] if places is None else self.time[places]
+        parts = [(frames + time[..., None, :].to(frames.dtype)).flatten(1, 2)]
         if act and self.act_query is not None:
             parts.append(self.act_query.repeat(count, 1).expand(b, -1, -1).to(frames.dtype))
         if foresee_tokens:
             queries = torch.cat([self.obs_query[c] for c in self.cameras])
             parts.append(queries.repeat(count, 1).expand(b, -1, -1).to(frames.dtype))
-        x = self.drop(self.norm(torch.cat(parts, dim=1)))
+        x = self.norm(torch.cat(parts, dim=1))
+        if self.position is not None:
+            if places is None:
+                places = torch.arange(self.window - t, self.window, device=valid.device).expand(b, t)
+            x = x + self.position[self._token_places(places, query_steps, actions, obs)].to(x.dtype)
+        x = self.drop(x)
         mask = attention_mask(valid, inputs, actions, obs, query_steps, self.act_sees_foresight)
         x = self.trunk(x, mask[:, None], x.shape[1] - t * inputs)
         acts = x[:, : count * actions].unflatten(1, (count, actions)) if act else None
@@ -118,6 +153,13 @@ class GR1(nn.Module):
             return acts, {}
         seen = x[:, count * actions :].unflatten(1, (count, len(self.cameras), self.queries)).unbind(2)
         return acts, dict(zip(self.cameras, seen, strict=True))
+
+    def _token_places(self, places: Tensor, query_steps: list[int], actions: int, obs: int) -> Tensor:
+        """Places of frames (B, T) -> those of the sequence's tokens (B, S) if steps were end to end, all queries in them."""
+        first, asked = places * self.per_step, places[:, query_steps] * self.per_step
+        starts = (first, asked + self.inputs, asked + self.inputs + self.action_queries)
+        kinds = zip(starts, (self.inputs, actions, obs), strict=True)
+        return torch.cat([(s[..., None] + torch.arange(n, device=s.device)).flatten(1) for s, n in kinds], dim=1)
 
     def imagine(self, obs: Tensor, patches: Tensor | None) -> Tensor:
         """[OBS] outputs of one camera (M, queries, width), its vision patches (M, P, C) -> predicted patches (M, P, pixels)."""

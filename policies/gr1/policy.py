@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from policies.gr1 import foresight as frames_to_come
 from policies.gr1.heads import build_head, weighted_mean
 from policies.gr1.model import GR1
-from policies.nn.images import Transform, draw_swap, normalise, shift_pixels, to_pixels
+from policies.nn.images import Transform, as_bytes, draw_swap, normalise, shift_pixels, to_pixels
 from vla.spec import ACTION, STATE, TASK, Spec, UserError, image_key
 
 FUTURE_PREFIX = "future.images."
@@ -34,7 +34,8 @@ class GR1Policy(nn.Module):
     size: side of the network's images in pixels; cameras: name -> {"pad": largest random shift in those pixels}.
     history: number of frames in the window, `history_stride` control steps apart; chunk: actions predicted, by
     `action_queries` parallel queries; foresight: {"steps": how far ahead, "fraction": part of a batch it is trained on,
-    "queries": [OBS] tokens per camera, "decoder": its numbers}; supervise: `all` places of a window or only the `last`.
+    "queries": [OBS] tokens per camera, "decoder": its numbers, "epsilon": where patches' deviations get it, `inside` or
+    `outside` (policies.gr1.foresight.statistics)}; supervise: `all` places of a window or only the `last`.
     augment: changes of pictures at training, largest `brightness` and `colour` (see policies.nn.images.draw_jitter), and
     `swap`, the chance that parts of a picture which the hand does not visit are another's (draw_swap; 0 on video).
     loss: weights `arm`, `gripper`, `flow`, `foresight`, the smooth-L1 `beta`, and `decay` of later actions of a chunk.
@@ -80,7 +81,9 @@ class GR1Policy(nn.Module):
         self.history, self.window, self.stride = history > 1, history, history_stride
         self.horizon, self.supervise, self.weights, self.micro_batch = chunk, supervise, dict(loss), micro_batch
         self.size, self.foresight_steps, self.fraction = size, int(foresight["steps"]), float(foresight["fraction"])
-        self.patch = int(foresight["decoder"]["patch"])
+        self.patch, self.epsilon = int(foresight["decoder"]["patch"]), foresight.get("epsilon", "inside")
+        if self.epsilon not in ("inside", "outside"):
+            raise UserError(f"foresight.epsilon {self.epsilon!r} is unknown: use inside or outside.")
         augment = dict(augment)
         swap = float(augment.pop("swap"))
         self.swap = swap if spec.action else 0.0
@@ -166,7 +169,7 @@ class GR1Policy(nn.Module):
                 jitter = type(jitter)(*(x[:some] for x in jitter))
                 future = shift_pixels(future, jitter.shift)
             future = normalise(future, jitter).flatten(0, 1)
-            target = frames_to_come.targets(future, self.patch)
+            target = frames_to_come.targets(future, self.patch, self.epsilon)
             pixels = target.shape[-1]
             error = (prediction[..., :pixels].float() - target).square().mean((1, 2))
             mask = (batch["future.mask"][:some, steps] & valid[:some, steps]).flatten().float()
@@ -254,7 +257,7 @@ class GR1Policy(nn.Module):
         pictures = [self.transform.resize(i[:, None])[:, 0] for i in images]
         normal = {c: normalise(p) for c, p in zip(self.model.cameras, pictures, strict=True)}
         tokens, patches = self.model.frame(normal, state if self.spec.state else None, self.model.text.vector(rows))
-        return (tokens, *pictures, *(patches[c] for c in self.model.cameras))
+        return (tokens, *(as_bytes(p) for p in pictures), *(patches[c] for c in self.model.cameras))
 
     def _decide(self, frames: Tensor, valid: Tensor, drawn: Tensor) -> tuple[Tensor]:
         features, _ = self.model.think(frames, valid, [self.window - 1], True, False)
@@ -269,7 +272,7 @@ class GR1Policy(nn.Module):
         for i, camera in enumerate(cameras):
             patches = rest[len(cameras) + i] if self.model.skip else None
             prediction = self.model.imagine(obs[camera][:, 0], patches)
-            images.append(to_pixels(frames_to_come.imagine(prediction, normalise(rest[i]), self.patch)))
+            images.append(to_pixels(frames_to_come.imagine(prediction, normalise(rest[i]), self.patch, self.epsilon)))
         return tuple(images)
 
     def _in_groups(self, function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:

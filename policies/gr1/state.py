@@ -46,9 +46,12 @@ class StateToken(nn.Module):
     def forward(self, state: Tensor) -> Tensor:
         closed, opened = state[:, COMMAND] < 0, state[:, COMMAND] >= 0
         if self.encoding == "raw":
-            gripper = torch.cat([closed, opened], dim=-1).to(state.dtype)
-            return self.fuse(torch.cat([self.arm(state[:, :6]), self.gripper(gripper)], dim=-1))
+            return self.raw(state[:, :6], torch.cat([closed, opened], dim=-1).to(state.dtype))
         normal = (state - self.mean) / self.std
         command = opened.to(state.dtype) * 2 - 1
         numbers = [normal[:, TCP], rotation_columns(state[:, EULER]), normal[:, WIDTH], command]
         return self.fuse(nn.functional.silu(self.hidden(torch.cat(numbers, dim=-1))))
+
+    def raw(self, arm: Tensor, gripper: Tensor) -> Tensor:
+        """The token from its published parts: TCP pose (M, 6), last gripper command (closed, open) one-hot (M, 2)."""
+        return self.fuse(torch.cat([self.arm(arm), self.gripper(gripper)], dim=-1))

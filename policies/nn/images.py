@@ -40,7 +40,7 @@ class Swap(NamedTuple):
     donor: Tensor
 
     def __call__(self, images: Tensor, donors: Tensor) -> Tensor:
-        """uint8 (M, T, H, W, 3) of the batch's first M windows and the last pictures (B, H, W, 3) of all: the same shape."""
+        """(M, T, H, W, 3) of the batch's first M windows and the last pictures (B, H, W, 3) of all: the same shape."""
         mask, donor = self.mask[: len(images)], self.donor[: len(images)]
         return torch.where(mask[:, None, :, :, None], donors[donor][:, None], images)
 
@@ -72,15 +72,25 @@ def draw_swap(path: Tensor, chance: float, size: int) -> Swap:
 
 
 def resize(images: Tensor, size: int, mode: str = "area") -> Tensor:
-    """uint8 (M, H, W, 3) -> uint8 (M, size, size, 3). `area` averages (no aliasing when shrinking), `bicubic` as published."""
+    """uint8 (M, H, W, 3) -> (M, size, size, 3): `area` averages, to uint8 (no aliasing when shrinking).
+
+    As published, float32 in units of bytes, neither rounded nor cut at 0 and 255: `bicubic` by GR-1, `bicubic_antialias` by
+    GR1-Training (torch's two kernels differ when they enlarge, too).
+    """
     if mode == "area" or images.shape[1:3] == (size, size):
         return resize_area(images, size, size)
-    out = F.interpolate(images.permute(0, 3, 1, 2).float(), (size, size), mode="bicubic", antialias=True)
-    return out.permute(0, 2, 3, 1).round().clamp(0, 255).to(torch.uint8)
+    smooth = mode == "bicubic_antialias"
+    out = F.interpolate(images.permute(0, 3, 1, 2).float(), (size, size), mode="bicubic", antialias=smooth)
+    return out.permute(0, 2, 3, 1)
+
+
+def as_bytes(images: Tensor) -> Tensor:
+    """Images in units of bytes -> uint8."""
+    return images if images.dtype == torch.uint8 else images.round().clamp(0, 255).to(torch.uint8)
 
 
 def shift_pixels(images: Tensor, shift: Tensor) -> Tensor:
-    """uint8 (B, T, H, W, 3) moved by `shift` (B, 2), the same for all frames of a window; the border pixel is repeated."""
+    """(B, T, H, W, 3) moved by `shift` (B, 2), the same for all frames of a window; the border pixel is repeated."""
     b, t, h, w, _ = images.shape
     device = images.device
     rows = (torch.arange(h, device=device) - shift[:, :1]).clamp(0, h - 1)
@@ -91,7 +101,7 @@ def shift_pixels(images: Tensor, shift: Tensor) -> Tensor:
 
 
 def normalise(images: Tensor, jitter: Jitter | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 (B, ..., H, W, 3) -> the same shape with ImageNet's mean and std removed, after the jitter's gain and bias."""
+    """(B, ..., H, W, 3) in bytes -> the same shape with ImageNet's mean and std removed, after the jitter's gain and bias."""
     device, width, extra = images.device, images.shape[-2], images.ndim - 3
     mean, std = torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
     scale, offset = (1 / (255 * std))[None], (-mean / std)[None]
@@ -115,8 +125,8 @@ class Transform:
     """
 
     def __init__(self, size: int, pads: Mapping[str, int], brightness: float, colour: float, mode: str):
-        if mode not in ("area", "bicubic"):
-            raise UserError(f"resize {mode!r} is unknown: use area or bicubic.")
+        if mode not in ("area", "bicubic", "bicubic_antialias"):
+            raise UserError(f"resize {mode!r} is unknown: use area, bicubic or bicubic_antialias.")
         self.size, self.pads, self.brightness, self.colour, self.mode = size, pads, brightness, colour, mode
 
     def jitter(self, camera: str, batch: int, device: torch.device) -> Jitter:
@@ -124,7 +134,7 @@ class Transform:
         return draw_jitter(batch, self.pads[camera], self.brightness, self.colour, device)
 
     def resize(self, images: Tensor) -> Tensor:
-        """uint8 (B, T, H, W, 3) -> uint8 (B, T, size, size, 3)."""
+        """uint8 (B, T, H, W, 3) -> (B, T, size, size, 3), see `resize`."""
         return resize(images.flatten(0, 1), self.size, self.mode).unflatten(0, images.shape[:2])
 
     def __call__(self, images: Tensor, jitter: Jitter | None = None, dtype: torch.dtype = torch.float32) -> Tensor:

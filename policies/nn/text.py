@@ -1,5 +1,6 @@
 """Frozen text encoders with a cache: a sentence is encoded once in the life of a policy, alone, so that its numbers do not
-depend on what else is in the batch. Only the small projection on top is trained and saved."""
+depend on what else is in the batch. Only the small projection on top is trained; it alone is saved, but with `clip`, whose
+weights are the policy's own."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from policies.nn.transformer import Block
 from vla.spec import UserError
 
 LIMIT = 32
@@ -60,6 +62,53 @@ def clip_vit_b32(weights: str = "openai/clip-vit-base-patch32") -> Tower:
     return encode
 
 
+class Clip(nn.Module):
+    """CLIP's text tower (Radford et al. 2021), frozen, whose weights are part of the policy's checkpoint.
+
+    tokenizer: hub name or folder of its tokenizer, which is read when the first sentence comes.
+    """
+
+    def __init__(self, tokenizer: str, vocabulary: int, tokens: int, width: int, layers: int, heads: int, summary: int):
+        super().__init__()
+        self.tokens = nn.Parameter(torch.zeros(vocabulary, width))
+        self.position = nn.Parameter(torch.zeros(tokens, width))
+        self.blocks = nn.ModuleList(Block(width, heads, activation="quick_gelu") for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.project = nn.Linear(width, summary, bias=False)
+        self.requires_grad_(False)
+        self.source, self._tokenizer = tokenizer, None
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Tokens (L,) from start to end -> the projected state of the last one (summary,)."""
+        x = (self.tokens[ids] + self.position[: len(ids)])[None]
+        causal = torch.ones(len(ids), len(ids), dtype=torch.bool, device=ids.device).tril()
+        for block in self.blocks:
+            x = block(x, causal[None, None])
+        return self.project(self.norm(x[0, -1]))
+
+    def encode(self, sentence: str) -> tuple[Tensor, Tensor]:
+        """The L2-normalised vector, given as one token and as the summary."""
+        if self._tokenizer is None:
+            from transformers import AutoTokenizer
+
+            try:
+                self._tokenizer = AutoTokenizer.from_pretrained(self.source)
+            except OSError as error:
+                raise UserError(
+                    f"CLIP's tokenizer {self.source!r} is not on this machine and cannot be reached: fetch it, or give its "
+                    "folder as policy.text.tokenizer."
+                ) from error
+        tokenizer: Any = self._tokenizer
+        ids = tokenizer(sentence, return_tensors="pt", truncation=True, max_length=len(self.position)).input_ids[0]
+        vector = self(ids.to(self.position.device))
+        vector = vector / (vector.norm() + 1e-6)
+        return vector[None], vector
+
+
+def elsewhere(**_: Any) -> Tower:
+    raise UserError("this model was loaded without its text encoder: add CLIP's weights, or give it features of sentences.")
+
+
 class Kind(NamedTuple):
     """How to load a tower, and the sizes of what it gives: tokens at most, width of a token state, width of the summary."""
 
@@ -75,21 +124,28 @@ TOWERS = {"minilm": Kind(minilm, LIMIT, 384, 768), "clip_vit_b32": Kind(clip_vit
 class Text(nn.Module):
     """Sentences -> one language vector each, by a frozen tower and a trained projection.
 
-    config: {"name": "minilm" | "clip_vit_b32", "pooling": number of trained queries over the token states (0 = use the
-    summary alone, through one linear layer, as published), and the tower's own options}.
+    config: {"name": "minilm" | "clip_vit_b32" | "clip" | "elsewhere", "pooling": number of trained queries over the token
+    states (0 = use the summary alone, through one linear layer, as published), and the tower's own options}. `clip_vit_b32`
+    reads its weights from where they were published, `clip` is the same network with weights of its own, and `elsewhere`
+    stands for an encoder that is not there.
     """
 
     def __init__(self, config: Mapping[str, Any], width: int):
         super().__init__()
         self.options = dict(config)
         self.name, pooling = self.options.pop("name"), self.options.pop("pooling")
-        if self.name not in TOWERS:
-            raise UserError(f"text encoder {self.name!r} is unknown: use one of {sorted(TOWERS)}.")
-        _, tokens, states, summary = TOWERS[self.name]
+        self.clip = Clip(**self.options) if self.name == "clip" else None
+        if self.name in ("clip", "elsewhere"):
+            self._kind = Kind(elsewhere, 1, self.options["summary"], self.options["summary"])
+        elif self.name in TOWERS:
+            self._kind = TOWERS[self.name]
+        else:
+            raise UserError(f"text encoder {self.name!r} is unknown: use one of {sorted([*TOWERS, 'clip', 'elsewhere'])}.")
+        _, tokens, states, summary = self._kind
         self.queries = nn.Parameter(torch.randn(pooling, states) * 0.02) if pooling else None
         self.norm = nn.LayerNorm(states) if pooling else None
         self.project = nn.Linear(summary + pooling * states, width)
-        self._tower: Tower | None = None
+        self._tower: Tower | None = self.clip.encode if self.clip is not None else None
         self._rows: dict[str, int] = {}
         self._states = torch.zeros(0, tokens, states)
         self._lengths = torch.zeros(0, dtype=torch.long)
@@ -102,7 +158,7 @@ class Text(nn.Module):
         new = [s for s in dict.fromkeys(sentences) if s not in self._rows]
         if new:
             with torch.autocast("cpu", enabled=False):
-                tower = self._tower = self._tower or TOWERS[self.name].load(**self.options)
+                tower = self._tower = self._tower or self._kind.load(**self.options)
                 states, summaries = zip(*(tower(s) for s in new), strict=True)
             # Always padded to the same length: a sentence's sums must not depend on how long others are.
             length, device = self._states.shape[1], self._states.device

@@ -8,7 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """CLIP's approximation of GELU."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "quick_gelu": quick_gelu}
 
 
 SMALL = 128
@@ -51,10 +57,18 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Pre-norm attention and feed-forward, each with a residual connection."""
 
-    def __init__(self, width: int, heads: int, dropout: float = 0.0, activation: str = "gelu", expansion: float = 4):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        dropout: float = 0.0,
+        activation: str = "gelu",
+        expansion: float = 4,
+        epsilon: float = 1e-5,
+    ):
         super().__init__()
         hidden = int(expansion * width)
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm1, self.norm2 = nn.LayerNorm(width, epsilon), nn.LayerNorm(width, epsilon)
         self.attention = Attention(width, heads, dropout)
         self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.activation = ACTIVATIONS[activation]

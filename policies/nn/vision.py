@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from policies.nn.transformer import Block
 from vla.spec import UserError
 
 
@@ -125,6 +126,44 @@ class ResNet(nn.Module):
         return self.readout(x)
 
 
+MAE_EPSILON = 1e-6
+"""Of the layer norms, in the code that MAE was trained with; transformers' config of the same weights says 1e-12."""
+
+
+class ViT(nn.Module):
+    """The encoder of a masked autoencoder (He et al. 2021), frozen, whose weights are part of the policy's checkpoint."""
+
+    def __init__(self, size: int, patch: int, width: int, layers: int, heads: int):
+        super().__init__()
+        self.grid, self.cls_width, self.patch_width = size // patch, width, width
+        self.embed = nn.Conv2d(3, width, patch, patch)
+        self.cls = nn.Parameter(torch.zeros(width))
+        self.position = nn.Parameter(torch.zeros(1 + self.grid**2, width))
+        self.blocks = nn.ModuleList(Block(width, heads, epsilon=MAE_EPSILON) for _ in range(layers))
+        self.norm = nn.LayerNorm(width, MAE_EPSILON)
+        self.requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, language: Tensor | None) -> tuple[Tensor, Tensor]:
+        patches = self.embed(images.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls.expand(len(images), 1, -1), patches], dim=1) + self.position
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        return x[:, 0], x[:, 1:]
+
+
+class Elsewhere(nn.Module):
+    """Stands for an encoder that is not there: the network is given its features."""
+
+    def __init__(self, size: int, grid: int, cls_width: int, patch_width: int):
+        super().__init__()
+        self.grid, self.cls_width, self.patch_width = grid, cls_width, patch_width
+
+    def forward(self, images: Tensor, language: Tensor | None) -> tuple[Tensor, Tensor]:
+        raise UserError("this model was loaded without its image encoder: add MAE's weights, or give it features of images.")
+
+
 class FrozenMAE(nn.Module):
     """The MAE ViT-B/16 encoder of transformers, frozen and always in evaluation mode: cls after the last norm, patch tokens.
 
@@ -142,7 +181,7 @@ class FrozenMAE(nn.Module):
             model: Any = ViTMAEModel(ViTMAEConfig(image_size=size, mask_ratio=0.0, **(options or {})))
         else:
             try:
-                model = cast(Any, ViTMAEModel).from_pretrained(weights, mask_ratio=0.0)
+                model = cast(Any, ViTMAEModel).from_pretrained(weights, mask_ratio=0.0, layer_norm_eps=MAE_EPSILON)
             except OSError as error:
                 raise UserError(
                     f"vision weights {weights!r} are not on this machine and cannot be reached: fetch them or use gr1_small."
@@ -168,13 +207,18 @@ class FrozenMAE(nn.Module):
 
 
 def build_vision(config: Mapping[str, Any], size: int, language: int | None) -> nn.Module:
-    """The encoder named by config["name"]: `conv`, `resnet` or `mae_vit_b16`; the other keys are its numbers."""
+    """The encoder named by config["name"]; the other keys are its numbers.
+
+    `conv` and `resnet` are trained; `elsewhere` stands for an encoder that is not there.
+    `mae_vit_b16` reads its weights from where they were published, `vit` is the same network with weights of its own.
+    """
     config = dict(config)
     name = config.pop("name")
-    if name == "mae_vit_b16":
-        return FrozenMAE(size, **config)
+    frozen = {"mae_vit_b16": FrozenMAE, "vit": ViT, "elsewhere": Elsewhere}
+    if name in frozen:
+        return frozen[name](size, **config)
     film = config.pop("film")
     kinds = {"conv": Conv, "resnet": ResNet}
     if name not in kinds:
-        raise UserError(f"vision encoder {name!r} is unknown: use one of {sorted([*kinds, 'mae_vit_b16'])}.")
+        raise UserError(f"vision encoder {name!r} is unknown: use one of {sorted([*kinds, *frozen])}.")
     return kinds[name](size, tuple(config.pop("channels")), language=language if film else None, **config)
