@@ -183,6 +183,22 @@ def test_a_policy_that_goes_wild_is_held_through(config, sentence, fault):
     assert np.abs(sent).max() <= 1
 
 
+def test_frames_that_pile_up_end_the_run_and_are_still_written(config, monkeypatch):
+    monkeypatch.setattr("vla.control.recording.BACKLOG", 20)
+
+    def stall():
+        recorder = child("recorder")
+        os.kill(recorder, signal.SIGSTOP)
+        while "recorder_dead" not in names(config):
+            time.sleep(0.05)
+        os.kill(recorder, signal.SIGCONT)
+
+    when_moving(stall)
+    table = run(config, keyboard=None)
+    ended_well(config, table)
+    assert table["fault"] == "recorder_dead"
+
+
 def test_an_exception_in_the_loop_ends_it_holding(config, monkeypatch):
     def fail(self):
         raise ZeroDivisionError("in the loop")

@@ -14,6 +14,7 @@ Beside the Spec's arrays the zarr group has, frame by frame:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import signal
@@ -31,11 +32,12 @@ from vla.control.events import Board
 from vla.control.paced import CYCLE, TIME
 from vla.control.safety import Safe
 from vla.data.writer import DatasetWriter, Segment, frame_arrays
-from vla.spec import ACTION, Spec
+from vla.spec import ACTION, Spec, UserError
 
 EPISODE_S = 120.0
 BACKLOG = 900
 """Frames that may wait for the writer before it counts as dead."""
+CLOSE_S = 120.0
 NUMBERS = {
     "held": "uint8", "time_ns": "int64", "sent_ns": "int64", "cycle_ns": "int64", "chunk": "int32", "chunk_index": "int32",
     "inference_ms": "float32", "lateness_us": "float32", "sensing_us": "float32", "success": "int8",
@@ -52,7 +54,6 @@ class Recorder:
         self._thread = threading.Thread(target=self._carry, name="recording", daemon=True)
         self._thread.start()
         self.open = False
-        self.frames = 0
 
     @property
     def lost(self) -> str | None:
@@ -68,7 +69,6 @@ class Recorder:
         self._put(("begin", instruction))
 
     def frame(self, row: Mapping[str, Any]) -> None:
-        self.frames += 1
         self._put(("frame", dict(row)))
 
     def event(self, event: Mapping[str, Any]) -> None:
@@ -81,12 +81,15 @@ class Recorder:
             self._put(("end", success))
 
     def close(self) -> None:
-        """End the episode and wait until everything is written."""
+        """End the episode and wait until everything is written, for CLOSE_S at most; UserError if it then is not."""
         self.end()
-        self._queue.put(None)  # may wait: nobody is in a hurry any more
+        with contextlib.suppress(queue.Full):
+            self._queue.put(None, timeout=CLOSE_S)  # may wait: nobody is in a hurry any more
+        self.process.join(CLOSE_S)
+        if self.process.is_alive():
+            self.process.kill()
+            raise UserError(f"the recording was not written within {CLOSE_S:g} s: look at the disk; its last episode is lost.")
         self._thread.join()
-        self.process.join()
-        self._connection.close()
 
     def _put(self, letter: Any) -> None:
         if self.lost is not None:
@@ -97,14 +100,15 @@ class Recorder:
             self._lost = f"{BACKLOG} frames are waiting to be written"
 
     def _carry(self) -> None:
-        try:
-            while (letter := self._queue.get()) is not None:
-                self._connection.send(letter)
-            self._connection.send(("close", None))
-        except OSError as error:
-            self._lost = self._lost or repr(error)
-            while self._queue.get() is not None:  # whoever closes must not wait for ever
-                pass
+        """The thread's work: letters up to None. The closed connection tells the writer that it was the last."""
+        broken = False
+        for letter in iter(self._queue.get, None):
+            try:
+                if not broken:
+                    self._connection.send(letter)
+            except OSError as error:
+                broken, self._lost = True, self._lost or repr(error)
+        self._connection.close()
 
 
 class Recorded(VectorEnv):
@@ -199,13 +203,8 @@ def _write(path: str, spec: Spec, provenance: dict[str, Any], connection: Any) -
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_IGN)  # the loop says when it is over
     writer = _Writer(path, spec, provenance)
-    try:
+    with contextlib.suppress(EOFError):  # the loop is done, or gone: either way all there is has come
         while True:
-            kind, value = connection.recv()
-            if kind == "close":
-                break
-            writer.take(kind, value)
-    except EOFError:  # the loop is gone: keep what there is
-        pass
+            writer.take(*connection.recv())
     writer.finish(None)
     writer.writer.close()
