@@ -79,6 +79,7 @@ def sent(dtype="<f4", data=bytes(16), shape=(2, 2), **more):
         (sent(shape=4), "at most 8"),
         (msgpack.packb({"x": {b"__npgeneric__": True, b"data": "8", b"dtype": "<f4"}}), "is a str"),
         (msgpack.packb({"x": {b"__npgeneric__": True, b"data": 300, b"dtype": "|u1"}}), "cannot be read"),
+        (msgpack.packb({"x": {b"__npgeneric__": True, b"data": 1e300, b"dtype": "<f4"}}), "overflow"),
         (msgpack.packb({"x": msgpack.ExtType(5, b"x")}), "extension type 5"),
         (msgpack.packb({1: 2}), "cannot be read"),
         (msgpack.packb([1]), "is a list: send a map"),

@@ -63,7 +63,7 @@ def decode(frame: bytes | str) -> dict[Any, Any]:
             max_array_len=ITEMS,
             max_map_len=ITEMS,
         )
-    except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
+    except (ValueError, TypeError, ArithmeticError, msgpack.UnpackException) as error:
         reason = str(error)[:200] or type(error).__name__
         raise UserError(f"the message cannot be read ({reason}): send msgpack with arrays in openpi's encoding.") from error
     if not isinstance(message, dict):
@@ -89,7 +89,8 @@ def _as_array(found: dict[Any, Any]) -> Any:
     if SCALAR in found:
         if not isinstance(data, bool | int | float):
             raise ValueError(f"the value of a number is a {type(data).__name__}")
-        return np.dtype(dtype).type(data)
+        with np.errstate(over="raise"):
+            return np.dtype(dtype).type(data)
     return array(data, dtype, found.get(SHAPE))
 
 

@@ -22,12 +22,23 @@ from vla.spec import ENVIRONMENT_STATE, STATE, TASK, Spec, UserError, image_key
 def serve(config: DictConfig, say: Callable[[str], None] = print) -> None:
     """Serve until Ctrl-C or SIGTERM. Raises UserError for settings that do not fit or are not safe."""
     torch.set_num_threads(config.threads)
-    policy = build_policy(config)
+    policy = on_device(build_policy(config), config.device)
     settings: Any = OmegaConf.to_container(config.server, resolve=True)
     title = Path(config.checkpoint).name if config.checkpoint else config.policy._target_.rpartition(".")[2]
     server = Server(policy, title=title, **settings)
     say(f"warm after {warm_up(policy):.1f} s")
     asyncio.run(_until_told(server, say))
+
+
+def on_device(policy: Any, device: str) -> Any:
+    """The policy there; raises UserError for a device that is not here, or a policy that is not a network."""
+    if device == "cpu":
+        return policy
+    try:
+        return policy.to(device)
+    except (AttributeError, AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"the policy cannot be moved to device {device!r} ({reason}): use device=cpu.") from error
 
 
 def warm_up(policy: Any) -> float:

@@ -95,7 +95,7 @@ class HarnessSession(Session):
             message[STATE] = _vector(payload["states"])
         if "task_description" in payload:
             message[TASK] = payload["task_description"]
-        timing: dict[str, Any] = {}
+        timing: dict[str, Any] = {"infer_ms": 0.0}
         if self.executor.asks(0):
             reply = await self.ask("act", message)
             self.executor.give(0, reply["actions"])
