@@ -42,7 +42,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         play = composed(
-            "collect", f"out={root / 'play'}", f"frames={frames}", "env.world.scene=D", "env.world.num_worlds=1", "workers=1"
+            "collect",
+            f"out={root / 'play'}",
+            f"frames={frames}",
+            "env.world.scene=D",
+            "env.world.num_worlds=1",
+            "workers=1",
+            "env.world.cameras={static:[200,200],wrist:[84,84]}",
         )
         list(collect(play))
         rows = []

@@ -1,6 +1,5 @@
 """A split of CALVIN's dataset, written as its own recorder writes it, from a short play on our playtable."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,16 @@ from vla.data.store import Dataset
 FIRST = 358_482  # where the genuine debug split begins
 
 
-def play(out, frames: int, overrides: Sequence[str] = ()) -> Dataset:
+def play(out, frames: int, *overrides: str, cameras: str = "{static:[200,200],wrist:[84,84]}") -> Dataset:
     """Experts' play in scene D, in CALVIN's picture sizes."""
-    plain = [f"out={out}", f"frames={frames}", "env.world.scene=D", "env.world.num_worlds=1", "workers=1"]
+    plain = [
+        f"out={out}",
+        f"frames={frames}",
+        "env.world.scene=D",
+        "env.world.num_worlds=1",
+        "workers=1",
+        f"env.world.cameras={cameras}",
+    ]
     with initialize_config_module("conf", version_base="1.3"):
         config = compose("collect", [*plain, *overrides])
     list(collect(config))

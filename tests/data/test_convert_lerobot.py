@@ -27,8 +27,8 @@ DATA = "data/chunk-000/file-000.parquet"
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory):
-    cameras = "env.world.cameras={static:[48,48],wrist:[32,40]}"
-    return play(tmp_path_factory.mktemp("play") / "play", 90, overrides=[cameras, "manner.tasks=[1,1]"])
+    cameras = "{static:[48,48],wrist:[32,40]}"
+    return play(tmp_path_factory.mktemp("play") / "play", 90, "manner.tasks=[1,1]", cameras=cameras)
 
 
 @pytest.fixture(scope="module")
