@@ -121,6 +121,10 @@ class Kind(NamedTuple):
 TOWERS = {"minilm": Kind(minilm, LIMIT, 384, 768), "clip_vit_b32": Kind(clip_vit_b32, 1, 512, 512)}
 
 
+REMEMBERED = 1000
+"""Sentences in the cache while acting, about 50 MB of MiniLM's states."""
+
+
 class Text(nn.Module):
     """Sentences -> one language vector each, by a frozen tower and a trained projection.
 
@@ -151,11 +155,20 @@ class Text(nn.Module):
         self._lengths = torch.zeros(0, dtype=torch.long)
         self._summaries = torch.zeros(0, summary)
 
+    def _forget(self) -> None:
+        self._rows = {}
+        self._states, self._lengths, self._summaries = self._states[:0], self._lengths[:0], self._summaries[:0]
+
     @cast(Any, torch.compiler.disable)
     @torch.no_grad()
     def rows(self, sentences: Sequence[str]) -> Tensor:
-        """The sentences' places in the cache, int64 (B,), encoding those not met before."""
-        new = [s for s in dict.fromkeys(sentences) if s not in self._rows]
+        """The sentences' places in the cache until the next call, int64 (B,), encoding those not met before."""
+        wanted = list(dict.fromkeys(sentences))
+        new = [s for s in wanted if s not in self._rows]
+        # Strangers may ask a served policy for anything; a dataset's sentences are all kept.
+        if not self.training and len(self._rows) + len(new) > REMEMBERED:
+            self._forget()
+            new = wanted
         if new:
             with torch.autocast("cpu", enabled=False):
                 tower = self._tower = self._tower or self._kind.load(**self.options)

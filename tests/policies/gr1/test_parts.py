@@ -107,6 +107,19 @@ def test_statistics_normalise_the_state_and_a_constant_entry_does_no_harm():
     assert torch.isfinite(token(torch.zeros(1, 15))).all()
 
 
+def test_text_remembers_a_bounded_number_of_sentences_while_acting(monkeypatch):
+    monkeypatch.setattr("policies.nn.text.REMEMBERED", 4)
+    torch.manual_seed(0)
+    text = Text({"name": "minilm", "pooling": 2}, 16).eval()
+    before = text(SENTENCES)
+    for n in range(6):
+        text([f"sentence number {n}", SENTENCES[n % 3]])
+        assert len(text._states) == len(text._rows) <= 4
+    torch.testing.assert_close(text(SENTENCES), before, atol=1e-5, rtol=0)
+    text.train()([f"sentence number {n}" for n in range(9)])
+    assert len(text._rows) > 9  # a dataset's are all kept
+
+
 def test_text_vectors_do_not_depend_on_company_and_differ_between_opposites():
     torch.manual_seed(0)
     text = Text({"name": "minilm", "pooling": 2}, 16).eval()
