@@ -1,5 +1,7 @@
 """A light policy for the simulated robot: the hand goes up and down."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from envs.playtable import make
@@ -10,7 +12,7 @@ class UpAndDown:
 
     def __init__(self):
         world = make(cameras={"static": (8, 8)})
-        self.spec = world.vla_spec
+        self.spec = replace(world.vla_spec, environment_state=())  # a robot does not know it
         world.close()
 
     def begin(self, seeds):
