@@ -13,7 +13,7 @@ from policies.f1.mask import attention_mask
 from policies.f1.mixture import Cache, Heads, layers, mix, norm
 from policies.f1.tokenizer import Tokenizer
 from policies.f1.understanding import build_understanding
-from policies.gr1.state import StateToken
+from policies.nn.state import StateToken
 from policies.nn.transformer import sincos
 
 ACTIONS = 7

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from policies.f1.model import ACTIONS, F1
 from policies.f1.tokenizer import build_tokenizer, from_signed, to_signed
+from policies.nn.acting import in_groups, still
 from policies.nn.images import Transform, draw_swap, normalise, resize, shift_pixels
 from vla.spec import ACTION, STATE, TASK, Spec, UserError, image_key
 
@@ -227,17 +227,19 @@ class F1Policy(nn.Module):
     def remember(self, observation: Mapping[str, Any], memory: Memory) -> Memory:
         """Tokenise the new frame, and only it, into the memory. A new instruction starts a world's history anew."""
         cameras = list(self.spec.cameras)
-        with self._still():
+        with still(self, self.device):
             hashes = [int.from_bytes(hashlib.sha256(s.encode()).digest()[:7]) for s in observation[TASK]]
             instruction = torch.tensor(hashes, dtype=torch.int64, device=self.device)
             words = self.model.understanding.words(observation[TASK])
             arrays = [np.ascontiguousarray(observation[image_key(c)]) for c in cameras]
             images = [torch.from_numpy(a).to(self.device) for a in arrays]
-            language, *pictures = self._in_groups(self._take_in, words, *images)
+            language, *pictures = in_groups(self.micro_batch, self._take_in, words, *images)
             new = memory | {"instruction": instruction, "language": language, "planned": torch.zeros_like(memory["planned"])}
             new |= {f"picture.{c}": picture for c, picture in zip(cameras, pictures, strict=True)}
             if self.scales:
-                (tokens,) = self._in_groups(lambda p: (self._tokens(p, self.history_scales),), new[f"picture.{self.camera}"])
+                (tokens,) = in_groups(
+                    self.micro_batch, lambda p: (self._tokens(p, self.history_scales),), new[f"picture.{self.camera}"]
+                )
                 past = torch.cat([memory["history"][:, 1:], tokens[:, None]], dim=1)
                 same = (memory["instruction"] == instruction).view(-1, *[1] * (past.ndim - 1))
                 # As in a window at the beginning of an episode, the first frame stands for those before it.
@@ -251,8 +253,8 @@ class F1Policy(nn.Module):
         if self.model.action is None:
             raise UserError("this policy was pretrained on video and has no action expert: train it on robot data first.")
         new = self.remember(observation, memory)
-        with self._still():
-            plan, actions = self._in_groups(self._decide, *self._situation(new), new["state"], *self._draw(new))
+        with still(self, self.device):
+            plan, actions = in_groups(self.micro_batch, self._decide, *self._situation(new), new["state"], *self._draw(new))
         low, high = (np.array([getattr(e, k) for e in self.spec.action], np.float32) for k in ("low", "high"))
         new |= {"plan": plan, "planned": torch.ones_like(new["planned"]), "count": new["count"] + 1}
         return np.clip(actions.float().cpu().numpy(), low, high), new
@@ -265,12 +267,12 @@ class F1Policy(nn.Module):
         """
         if not self.scales:
             return {}
-        with self._still():
+        with still(self, self.device):
             plan, planned = memory["plan"], memory["planned"]
             if not planned.all():
-                (fresh,) = self._in_groups(self._imagine, *self._situation(memory), self._draw(memory)[0])
+                (fresh,) = in_groups(self.micro_batch, self._imagine, *self._situation(memory), self._draw(memory)[0])
                 plan = torch.where(planned.view(-1, *[1] * (plan.ndim - 1)), plan, fresh)
-            (pixels,) = self._in_groups(self._show, plan, memory[f"picture.{self.camera}"])
+            (pixels,) = in_groups(self.micro_batch, self._show, plan, memory[f"picture.{self.camera}"])
         return {self.camera: pixels.cpu().numpy()}
 
     def _blank(self, *shape: int) -> Tensor:
@@ -317,24 +319,6 @@ class F1Policy(nn.Module):
         if self.fill:
             plan = torch.cat([plan, self._tokens(now)[:, plan.shape[1] :]], dim=1)
         return (from_signed(self.tokenizer.pixels(plan)),)
-
-    def _in_groups(self, function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
-        """`function` on groups of exactly `micro_batch` rows: matrix products round differently at different batch sizes."""
-        n = len(tensors[0])
-        places = torch.arange(-(-n // self.micro_batch) * self.micro_batch, device=tensors[0].device).clamp(max=n - 1)
-        groups = [function(*(x[part] for x in tensors)) for part in places.split(self.micro_batch)]
-        return tuple(torch.cat(outputs)[:n] for outputs in zip(*groups, strict=True))
-
-    @contextmanager
-    def _still(self) -> Iterator[None]:
-        """Evaluation mode without gradients, in float32, and back."""
-        training = self.training
-        self.eval()
-        try:
-            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                yield
-        finally:
-            self.train(training)
 
 
 def _mean_where(values: Tensor, mask: Tensor) -> Tensor:

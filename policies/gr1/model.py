@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from policies.gr1.attention import attention_mask
 from policies.gr1.foresight import Decoder
-from policies.gr1.state import StateToken
+from policies.nn.state import StateToken
 from policies.nn.text import Text
 from policies.nn.transformer import Resampler, Trunk
 from policies.nn.vision import build_vision

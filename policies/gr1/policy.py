@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from policies.gr1 import foresight as frames_to_come
 from policies.gr1.heads import build_head, weighted_mean
 from policies.gr1.model import GR1
+from policies.nn.acting import in_groups, still
 from policies.nn.images import Transform, as_bytes, draw_swap, normalise, shift_pixels, to_pixels
 from vla.spec import ACTION, STATE, TASK, Spec, UserError, image_key
 
@@ -204,14 +204,14 @@ class GR1Policy(nn.Module):
 
     def remember(self, observation: Mapping[str, Any], memory: Memory) -> Memory:
         """Encode the new frame, and only it, into the memory. A new instruction starts a world's history anew."""
-        with self._still():
+        with still(self, self.device):
             hashes = [int.from_bytes(hashlib.sha256(s.encode()).digest()[:7]) for s in observation[TASK]]
             instruction = torch.tensor(hashes, dtype=torch.int64, device=self.device)
             rows = self.model.text.rows(observation[TASK])
             arrays = [np.ascontiguousarray(observation[image_key(c)]) for c in self.model.cameras]
             images = [torch.from_numpy(a).to(self.device) for a in arrays]
             state = torch.as_tensor(np.asarray(observation[STATE], np.float32), device=self.device) if self.spec.state else rows
-            tokens, *rest = self._in_groups(self._encode, rows, state, *images)
+            tokens, *rest = in_groups(self.micro_batch, self._encode, rows, state, *images)
             same = (memory["instruction"] == instruction)[:, None]
             new = dict(memory)
             new["instruction"] = instruction
@@ -231,8 +231,8 @@ class GR1Policy(nn.Module):
         pairs = zip(new["seed"].tolist(), new["count"].tolist(), strict=True)
         # Philox is a function of (seed, count): a world's numbers do not depend on what was drawn elsewhere.
         drawn = np.stack([self.head.draw(np.random.Generator(np.random.Philox(key=pair))) for pair in pairs])
-        with self._still():
-            (actions,) = self._in_groups(self._decide, *self._view(new), torch.from_numpy(drawn).to(self.device))
+        with still(self, self.device):
+            (actions,) = in_groups(self.micro_batch, self._decide, *self._view(new), torch.from_numpy(drawn).to(self.device))
         low, high = (np.array([getattr(e, k) for e in self.spec.action], np.float32) for k in ("low", "high"))
         return np.clip(actions.float().cpu().numpy(), low, high), {**new, "count": new["count"] + 1}
 
@@ -244,9 +244,9 @@ class GR1Policy(nn.Module):
         """
         cameras = self.model.cameras
         skips = [memory[f"patches.{c}"] for c in cameras] if self.model.skip else []
-        with self._still():
+        with still(self, self.device):
             pictures = [memory[f"picture.{c}"] for c in cameras]
-            imagined = self._in_groups(self._imagine, *self._view(memory), *pictures, *skips)
+            imagined = in_groups(self.micro_batch, self._imagine, *self._view(memory), *pictures, *skips)
         return {c: image.cpu().numpy() for c, image in zip(cameras, imagined, strict=True)}
 
     def _view(self, memory: Memory) -> tuple[Tensor, Tensor]:
@@ -274,21 +274,3 @@ class GR1Policy(nn.Module):
             prediction = self.model.imagine(obs[camera][:, 0], patches)
             images.append(to_pixels(frames_to_come.imagine(prediction, normalise(rest[i]), self.patch, self.epsilon)))
         return tuple(images)
-
-    def _in_groups(self, function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
-        """`function` on groups of exactly `micro_batch` rows: matrix products round differently at different batch sizes."""
-        n = len(tensors[0])
-        places = torch.arange(-(-n // self.micro_batch) * self.micro_batch, device=tensors[0].device).clamp(max=n - 1)
-        groups = [function(*(x[part] for x in tensors)) for part in places.split(self.micro_batch)]
-        return tuple(torch.cat(outputs)[:n] for outputs in zip(*groups, strict=True))
-
-    @contextmanager
-    def _still(self) -> Iterator[None]:
-        """Evaluation mode without gradients, in float32, and back."""
-        training = self.training
-        self.eval()
-        try:
-            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                yield
-        finally:
-            self.train(training)

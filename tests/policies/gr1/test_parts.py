@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from scipy.spatial.transform import Rotation
 from small_gr1 import SENTENCES, SPEC, config, policy
 
-from policies.gr1.state import StateToken, rotation_columns
+from policies.nn.state import StateToken, rotation_columns
 from policies.nn.text import Text
 from policies.nn.vision import FrozenMAE, build_vision
 from vla.checkpoint import build_policy
