@@ -45,11 +45,13 @@ class Swap(NamedTuple):
         return torch.where(mask[:, None, :, :, None], donors[donor][:, None], images)
 
 
-SWAPS = 24
+SWAPS = 32
 """Rectangles that are tried per picture."""
-SWAP_SIDES = (0.15, 0.5)
-"""Least and largest side of a rectangle, in shares of the picture."""
-SWAP_MARGIN = 0.1
+SWAP_SIDES = (0.08, 0.5)
+"""Least and largest side of a rectangle, in shares of the picture. Small ones get between the hand's path and the border."""
+SWAP_OVER = 0.1
+"""How far a rectangle's centre may lie beyond the border."""
+SWAP_MARGIN = 0.08
 """How far it stays from the hand's path: room for a handle, a block or the button that the hand goes to, and for jitter."""
 
 
@@ -62,7 +64,7 @@ def draw_swap(path: Tensor, chance: float, size: int) -> Swap:
     b, device = len(path), path.device
     low, high = SWAP_SIDES
     half = (low + (high - low) * torch.rand(b, SWAPS, 2, device=device)) / 2
-    centre = torch.rand(b, SWAPS, 2, device=device)
+    centre = (1 + 2 * SWAP_OVER) * torch.rand(b, SWAPS, 2, device=device) - SWAP_OVER
     touched = ((path[:, None] - centre[:, :, None]).abs() < half[:, :, None] + SWAP_MARGIN).all(-1).any(-1)
     drawn = ~touched & (torch.rand(b, 1, device=device) < chance)
     cells = (torch.arange(size, device=device) + 0.5) / size
