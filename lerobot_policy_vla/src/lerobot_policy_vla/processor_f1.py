@@ -1,0 +1,5 @@
+"""F1's processors, by the name under which LeRobot looks for them: LeRobot's own, which here only batch and move tensors."""
+
+from lerobot.processor import make_default_pre_post_processors as make_f1_pre_post_processors
+
+__all__ = ["make_f1_pre_post_processors"]
