@@ -9,17 +9,22 @@
       - {feature: joint_1.pos, name: joint_1, unit: rad, scale: 0.017453, low: -2.9, high: 2.9, hold: joint_1}
       - {feature: dx.vel, name: delta_x, unit: "1", low: -1, high: 1, hold: 0}
 
-`hold` says what this entry is while the arm holds: a number, or the state entry whose measured value is taken.
+`hold` says what this entry is while the arm holds: a number, or the state entry whose measured value is taken. It is taken
+once, when the hold begins (a servo that sags below its goal would else sink step by step), as the median of the last readings,
+so that a single false one is never gone to.
 
 This module neither waits nor limits anything: time and safety wrap it (vla/control).
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import termios
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +34,11 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from vla.spec import STATE, Entry, Spec, UserError, image_key
+
+ATTEMPTS = 3
+"""To connect: LeRobot asks each motor for a hundred things then, and one answer that is lost fails all."""
+READINGS = 3
+"""So many readings have a say in where a hold is."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +62,10 @@ class RobotWorld(VectorEnv):
     """One robot. Observations and actions as `vla_spec` says; the mapping as the module says.
 
     Nothing is sent to the robot before `reset`, which connects it, reads it, and does not move it. Infos: `time_ns`, when the
-    joints were read, `camera_times_ns`, when each picture was taken (where the robot has no `stamps`, when it was handed over),
-    both on the monotonic clock; after a command `sent` (1, A), what the robot says it was sent.
-    A robot with a method `hold` is held by it; any other is sent its `hold` action.
-    Calls from several threads take turns. Whatever the robot raises goes through.
+    joints were read, `camera_times_ns`, when each picture was taken (by the robot's `stamps` or its camera's
+    `latest_timestamp`; without either, when it was handed over), both on the monotonic clock; after a command `sent` (1, A),
+    what the robot says it was sent. A robot with a method `hold` is held by it; any other is sent its `hold` action.
+    Calls from several threads take turns. Whatever the robot raises goes through, but for the first connection: UserError.
     """
 
     def __init__(
@@ -93,7 +103,9 @@ class RobotWorld(VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, 1)
         self.action_space = batch_space(self.single_action_space, 1)
         self._turn = threading.Lock()
-        self._measured = np.zeros(len(self._state))
+        self._measured: deque[np.ndarray] = deque(maxlen=READINGS)
+        self._held: np.ndarray | None = None  # the action of a hold that goes on
+        self._met = False  # whether it was connected before
 
     def _check(self) -> None:
         """UserError where the mapping names what the robot does not have."""
@@ -118,11 +130,48 @@ class RobotWorld(VectorEnv):
                 raise UserError(f"action {f.name!r} holds at {f.hold!r}, which is no state entry: name one, or give a number.")
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Connect if need be, and observe; the arm stays where it is."""
+        """Connect if need be, and observe; the arm stays where it is.
+
+        UserError if it cannot be connected the first time or is not calibrated (nobody is asked to do it here and now);
+        ConnectionError if it cannot be reached again.
+        """
         with self._turn:
             if not self.robot.is_connected:
-                self.robot.connect()
+                self._connect()
+            self._measured.clear()
+            self._held = None
+        for _ in range(READINGS - 1):
+            self.sense()
         return self.sense()
+
+    def _connect(self) -> None:
+        name = self.robot.name
+        for attempt in range(ATTEMPTS):
+            try:
+                self.robot.connect(calibrate=False)
+                calibrated = self.robot.is_calibrated
+                break
+            except Exception as error:  # drivers raise all sorts of things
+                self._let_go()  # half connected
+                if attempt < ATTEMPTS - 1:
+                    continue
+                said = " ".join(str(error).split())
+                if self._met:
+                    raise ConnectionError(f"robot {name!r} cannot be reached again: {said}") from error
+                raise UserError(
+                    f"robot {name!r} cannot be connected ({said}): check its settings, power and cables."
+                ) from error
+        if calibrated is False:
+            self._let_go()
+            raise UserError(
+                f"robot {name!r} has no calibration in {self.robot.calibration_fpath}, or another one in its motors: run "
+                "lerobot-calibrate with the same robot.type, robot.id and robot.port."
+            )
+        self._met = True
+
+    def _let_go(self) -> None:
+        with contextlib.suppress(OSError):
+            self.robot.disconnect()
 
     def step(self, actions: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Send one action (1, A) and observe, without waiting."""
@@ -133,41 +182,78 @@ class RobotWorld(VectorEnv):
 
     def send(self, actions: np.ndarray) -> np.ndarray:
         """Send one action (1, A) in the Spec's units; gives what the robot says it was sent, (1, A) float32."""
-        row = np.asarray(actions, np.float64)[0]
-        asked = {f.feature: float((x - f.offset) / f.scale) for f, x in zip(self._action, row, strict=True)}
-        with self._turn:
+        asked = self._asked(np.asarray(actions, np.float64)[0])
+        with self._line():
+            self._held = None
             sent = self.robot.send_action(asked)
         return np.array([[f.scale * sent[f.feature] + f.offset for f in self._action]], np.float32)
 
+    def _asked(self, row: np.ndarray) -> dict[str, float]:
+        return {f.feature: float((x - f.offset) / f.scale) for f, x in zip(self._action, row, strict=True)}
+
     def hold(self) -> np.ndarray:
-        """Make the arm stop and stay; gives the action (1, A) that says so."""
-        places = {f.name: k for k, f in enumerate(self._state)}
-        row = [self._measured[places[f.hold]] if isinstance(f.hold, str) else f.hold for f in self._action]
-        if not hasattr(self.robot, "hold"):
-            return self.send(np.array([row]))
-        with self._turn:
-            self.robot.hold()  # type: ignore[attr-defined]
-        return np.array([row], np.float32)
+        """Make the arm stop and stay; gives the action (1, A) that says so. ConnectionError if it was never read."""
+        with self._line():
+            if (row := self._held) is None:
+                if not self._measured:
+                    raise ConnectionError("The arm was not read yet, so nobody knows where to hold it.")
+                here = np.median(self._measured, axis=0)
+                places = {f.name: k for k, f in enumerate(self._state)}
+                row = np.array([here[places[f.hold]] if isinstance(f.hold, str) else f.hold for f in self._action], np.float64)
+            if hasattr(self.robot, "hold"):
+                self.robot.hold()  # type: ignore[attr-defined]
+            else:
+                self.robot.send_action(self._asked(row))
+            self._held = row
+        return row[None].astype(np.float32)
 
     def sense(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Observation and infos of now."""
-        with self._turn:
+        with self._line():
+            self._forget_late_answers()
             reading = self.robot.get_observation()
             now = time.monotonic_ns()
-            stamps = self.robot.stamps() if hasattr(self.robot, "stamps") else {}  # type: ignore[attr-defined]
+            stamps = self._stamps()
         pictures = {image_key(c): np.asarray(reading[f], np.uint8)[None] for c, f in self._cameras.items()}
         values = np.array([f.scale * float(reading[f.feature]) + f.offset for f in self._state])
         if np.isfinite(values).all():
-            self._measured = values
+            self._measured.append(values)
         observation = {**pictures, STATE: values.astype(np.float32)[None]}
         times = {c: stamps.get(f, now) for c, f in self._cameras.items()}
-        return observation, {"time_ns": stamps.get("", now), "camera_times_ns": times}
+        faults = self.robot.faults() if hasattr(self.robot, "faults") else {}  # type: ignore[attr-defined]
+        return observation, {"time_ns": stamps.get("", now), "camera_times_ns": times, "faults": faults}
+
+    @contextlib.contextmanager
+    def _line(self) -> Iterator[None]:
+        """One caller at a time; a serial port that was pulled out is a lost connection."""
+        with self._turn:
+            try:
+                yield
+            except termios.error as error:
+                raise ConnectionError(f"the robot's port failed: {error}") from error
+
+    def _forget_late_answers(self) -> None:
+        """What lies in a serial bus's buffer answers an earlier question. LeRobot's SDKs would take it for the next answer, and
+        so lag behind from then on; and a port that failed while it was used would count as used for ever."""
+        port = getattr(getattr(self.robot, "bus", None), "port_handler", None)
+        if port is not None and port.ser is not None:
+            port.ser.reset_input_buffer()
+            port.is_using = False
+
+    def _stamps(self) -> dict[str, int]:
+        """When the last observation was taken, ns: camera feature -> time, and "" for the joints, as far as it is known."""
+        if hasattr(self.robot, "stamps"):
+            return self.robot.stamps()  # type: ignore[attr-defined]
+        cameras = getattr(self.robot, "cameras", {})
+        seconds = {f: getattr(cameras.get(f), "latest_timestamp", None) for f in self._cameras.values()}
+        return {f: int(s * 1e9) for f, s in seconds.items() if s is not None}  # of perf_counter, which is the same clock
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Hold and disconnect. Whether the motors keep their torque then is the robot's own setting."""
+        """Hold and disconnect, as far as the robot answers. Whether its motors keep their torque then is its own setting."""
         if self.robot.is_connected:
-            self.hold()
-            self.robot.disconnect()
+            with contextlib.suppress(OSError):
+                self.hold()
+            self._let_go()
 
 
 def make_robot(settings: Mapping[str, Any], plugins: Sequence[str] = ()) -> Any:
@@ -190,6 +276,9 @@ def make_robot(settings: Mapping[str, Any], plugins: Sequence[str] = ()) -> Any:
         )
     try:
         return make_robot_from_config(draccus.decode(RobotConfig, dict(settings)))
+    except ImportError as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"robot {settings['type']!r} needs a package that is not installed ({said}): install it.") from error
     except (draccus.utils.DecodingError, ValueError) as error:
         raise UserError(f"the settings of robot {settings['type']!r} do not fit it ({error}): correct them.") from error
 

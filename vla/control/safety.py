@@ -10,6 +10,7 @@
     heartbeat              no command for `heartbeat_s`; seen from a thread of its own   seconds
     connection_lost        the robot's driver raised a ConnectionError or OSError        the error
     exception              anything else was raised                                      the error
+    reflex, ...            the robot says so itself (the info `faults`)                  its own
     policy_dead, policy_late, recorder_dead, ...         demanded on the board           theirs
 
 A fault named in `stop` ends the run, holding; the others are held through until they are over, for `give_up_s` at most.
@@ -87,6 +88,7 @@ class Safe(VectorEnv):
             return self._step(asked)
         except (ConnectionError, OSError) as error:
             self._lost, self._retry = True, time.monotonic_ns()
+            self.hold()  # a link that no longer answers may still carry commands
             self._faults({"connection_lost": {"error": repr(error)}})
             return self._without_robot(asked)
         except Stopped:
@@ -152,7 +154,7 @@ class Safe(VectorEnv):
         """Look for faults in what was observed; they count in the next step."""
         now = time.monotonic_ns()
         self._last, self._measured = (observation, dict(infos)), observation[STATE][0]
-        self._seen = self.limits.watch(self._measured, infos["time_ns"])
+        self._seen = {**self.limits.watch(self._measured, infos["time_ns"]), **infos.get("faults", {})}
         if (age := (now - infos["time_ns"]) / 1e9) > self.stale_s:
             self._seen["stale_state"] = {"age_s": age}
         for camera, taken in infos["camera_times_ns"].items():
