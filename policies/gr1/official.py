@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from math import isqrt
-from typing import Any
+from typing import Any, cast
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from policies.gr1.snapshot import CHUNKS, CLIP, DEAD, MAE, PREFIXES, Shapes, fitted, missing, read, their_name
@@ -131,8 +131,7 @@ def from_state_dict(
             raise UserError(f"{name!r} of the snapshot is a {type(tensor).__name__}, not a tensor: give the state_dict alone.")
     shapes = Shapes(theirs)
     assumed = _heads(shapes) | dict(heads or {})
-    published = OmegaConf.load(str(files("conf") / "policy" / "gr1.yaml"))
-    config: Any = OmegaConf.to_container(OmegaConf.merge(published, _sizes(shapes, assumed)))
+    config: Any = OmegaConf.to_container(OmegaConf.merge(_published(), _sizes(shapes, assumed)))
     present = _encoders(shapes, tokenizer)
     policy = build_policy({**config, **_stand_ins(shapes), **present}, spec)
     own = dict(policy.state_dict())
@@ -178,6 +177,15 @@ def convert(
     source = {"checkpoint": str(checkpoint), "mae": mae, "clip": clip, **asdict(made.report)}
     save_checkpoint(out, made.policy, made.config, {"step": 0, "source": source})
     return made.report
+
+
+def _published() -> DictConfig:
+    """`policy=gr1` put together without Hydra, which may be at work already."""
+    folder = files("conf")
+    config = cast(DictConfig, OmegaConf.load(str(folder / "policy" / "gr1.yaml")))
+    del config["defaults"]
+    config.head = OmegaConf.load(str(folder / "head" / "published.yaml"))
+    return config
 
 
 def _heads(shapes: Shapes) -> dict[str, int]:

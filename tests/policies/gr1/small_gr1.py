@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from policies.gr1.policy import GR1Policy
@@ -33,10 +34,16 @@ def config(name: str = "gr1_small", **changes):
         "foresight": {"steps": 3, "fraction": 1.0, "queries": 2, "decoder": {"patch": 8, "width": 16, "layers": 1, "heads": 2}},
         "cameras": {"static": {"pad": 1}, "wrist": {"pad": 1}},
     }
-    base = OmegaConf.load(f"conf/policy/{name}.yaml")
+    base = composed(name)
     base.vision = {}
     base.head = {} if "head" in changes else base.head
     return OmegaConf.merge(base, tiny, changes)
+
+
+def composed(name: str, *overrides: str):
+    """The config of policy `name` as the commands read it."""
+    with initialize_config_module("conf", version_base="1.3"):
+        return OmegaConf.create(OmegaConf.to_container(compose("train", overrides=[f"policy={name}", *overrides]).policy))
 
 
 def policy(spec: Spec = SPEC, seed: int = 0, **changes) -> GR1Policy:

@@ -7,9 +7,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 from scipy.spatial.transform import Rotation
-from small_gr1 import SENTENCES, SPEC, config, policy
+from small_gr1 import SENTENCES, SPEC, composed, config, policy
 
 from policies.nn.state import StateToken, rotation_columns
 from policies.nn.text import Text
@@ -25,7 +24,7 @@ def count(parameters) -> int:
 def test_published_size():
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-    config = OmegaConf.load("conf/policy/gr1.yaml")
+    config = composed("gr1")
     config.vision.weights = None
     with torch.device("meta"):
         net = build_policy(config, SPEC)
@@ -43,7 +42,7 @@ def test_published_size():
 @pytest.mark.parametrize(("name", "limit"), [("gr1_small", 8e6), ("gr1_medium", 40e6)])
 def test_smaller_sizes(name, limit):
     with torch.device("meta"):
-        net = build_policy(OmegaConf.load(f"conf/policy/{name}.yaml"), SPEC)
+        net = build_policy(composed(name), SPEC)
     assert count(net.parameters()) == count(p for p in net.parameters() if p.requires_grad) <= limit
 
 

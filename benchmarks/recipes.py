@@ -1,0 +1,127 @@
+"""What each part of GR-1's recipe is worth: policies trained at one budget, each with one thing changed, on the same chains.
+
+    python -m benchmarks.recipes data/abc --pretrained runs/droid/last --cpu-seconds 1200 --chains 400
+
+Every recipe is trained by `vla-train` on one core and scored by `vla-evaluate` on scene D; the same command again goes on where
+it was stopped, trainings included. The budget is CPU time, so that a dearer loss sees fewer windows; `--steps` gives every
+recipe the same number of windows instead. `abcd` needs `--more <play in scene D>`. Writes benchmarks/results/recipes.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import machine
+
+BATCH = 128
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What differs from the default: a word about it, `vla-train`'s overrides, actions executed of a chunk."""
+
+    what: str
+    overrides: Sequence[str] = ()
+    execute: int = 5
+    pretrained: bool = True
+    more_data: bool = False
+
+
+RECIPES = {
+    "default": Recipe("video pretraining, chunk of 10 by 2 queries, history 1, regression, foresight loss, swapped parts"),
+    "no_pretraining": Recipe("no video pretraining", pretrained=False),
+    "no_foresight": Recipe("no foresight loss, no pretraining: the control", ["policy.loss.foresight=0"], pretrained=False),
+    "abcd": Recipe("play in scene D too", more_data=True),
+    "no_swap": Recipe("pictures left whole", ["policy.augment.swap=0"]),
+    "single_action": Recipe("one action, as published", ["policy.chunk=1", "policy.action_queries=1"], execute=1),
+    "ten_queries": Recipe("one query for each action of the chunk", ["policy.action_queries=10"]),
+    "sees_foresight": Recipe("actions attend to foresight tokens", ["policy.act_sees_foresight=true"]),
+    "history_4": Recipe("4 frames, 3 steps apart", ["policy.history=4", "policy.history_stride=3"]),
+    "flow": Recipe("flow-matching head, 4 steps", ["head@policy.head=flow"], execute=2),
+    "every_future": Recipe("foresight trained on every window", ["policy.foresight.fraction=1"]),
+    "dt_1": Recipe("foresight 1 step ahead", ["policy.foresight.steps=1"]),
+    "dt_5": Recipe("foresight 5 steps ahead", ["policy.foresight.steps=5"]),
+}
+
+
+def run(command: Sequence[str], log: Path) -> None:
+    """One command on one core, its output appended to `log`; an error names the log."""
+    with log.open("a") as out:
+        done = subprocess.run(command, stdout=out, stderr=out, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}: see {log}.")
+
+
+def measure(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Train and score one recipe unless that was done before; gives its row."""
+    recipe, out = RECIPES[name], Path(options.out) / f"{name}-{seed}"
+    out.mkdir(parents=True, exist_ok=True)
+    data = [options.data, options.more] if recipe.more_data else [options.data]
+    budget = f"trainer.steps={options.steps}" if options.steps else f"trainer.cpu_seconds={options.cpu_seconds:g}"
+    train = [f"data.path=[{','.join(data)}]", f"data.cache={options.cache}", f"out={out / 'run'}", f"seed={seed}", budget]
+    train += [f"trainer.batch_size={BATCH}", "trainer.ema=0.999", "trainer.threads=1", "trainer.picture_every=null"]
+    train += ["trainer.validate_every=null", "trainer.save_every=500", *recipe.overrides]
+    if recipe.pretrained and options.pretrained:
+        train.append(f"init_from={options.pretrained}")
+    score = [f"checkpoint={out / 'run' / 'last'}", f"chains={options.chains}", f"execute={recipe.execute}", "videos=2"]
+    score += [f"out={out / 'D'}", "workers=1"]
+    results = out / "D" / "results.json"
+    if not results.exists():
+        run([sys.executable, "-m", "vla.commands.train", *train], out / "log")
+        run([sys.executable, "-m", "vla.commands.evaluate", *score], out / "log")
+    training = json.loads((out / "run" / "last" / "training.json").read_text())
+    return {"recipe": name, "seed": seed, "training": training, "result": json.loads(results.read_text())}
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """A row of the table."""
+    training, summary, recipe = row["training"], row["result"]["summary"], RECIPES[row["recipe"]]
+    length, foresight = summary["average_length"], summary["foresight"]
+    ratios = " / ".join(f"{ratio['ratio']:.2f}" for ratio in foresight.values()) or "-"
+    return (
+        f"| {row['recipe']} | {recipe.what} | {row['seed']} | {training['step'] * BATCH:,} "
+        f"| {training['cpu_seconds'] / 60:.0f} | {recipe.execute} "
+        f"| {length['value']:.2f} [{length['low']:.2f}, {length['high']:.2f}] | {ratios} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="play in scenes A, B and C")
+    parser.add_argument("--more", help="play in scene D, for `abcd`")
+    parser.add_argument("--pretrained", help="checkpoint of a training on video; without it none begins from one")
+    parser.add_argument("--cache", default="null", help="folder for frames, as data.cache")
+    parser.add_argument("--cpu-seconds", type=float, default=1200.0, help="of training, for each recipe")
+    parser.add_argument("--steps", type=int, help=f"of {BATCH} windows, instead of a time")
+    parser.add_argument("--chains", type=int, default=400)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=2, help="recipes at the same time")
+    parser.add_argument("--recipes", nargs="*", choices=RECIPES, help="only these")
+    parser.add_argument("--out", default="runs/recipes")
+    options = parser.parse_args()
+    names = options.recipes or [name for name, recipe in RECIPES.items() if options.more or not recipe.more_data]
+    wanted = [(name, seed) for seed in range(options.seeds) for name in names]
+    lines = ["| recipe | what it is | seed | windows | CPU-minutes | executed | average length | foresight, static / wrist |"]
+    lines.append("|---" * 8 + "|")
+    print("\n".join(lines))
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for row in pool.map(lambda job: measure(job[0], job[1], options), wanted):
+            lines.append(line(row))
+            print(lines[-1], flush=True)
+    purpose = (__doc__ or "").split("\n\n")
+    command = "python -m benchmarks.recipes " + " ".join(sys.argv[1:])
+    text = "\n\n".join(["# Recipes", purpose[0], purpose[2].strip(), f"    {command}", machine(), "\n".join(lines)])
+    Path("benchmarks/results/recipes.md").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
