@@ -2,6 +2,7 @@
 # make test    all tests (WORKERS=2 processes)
 # make lint    formatting, lint, types and the import contract
 # make bench   the measurements of benchmarks/ that need no data set
+# make worlds NAME=metaworld   another simulator (env=metaworld), in an environment of its own under .worlds/
 # make setup   only install: into .venv, from uv.lock; the others do it first
 #
 # Needs python3 (any), and Python 3.12, which uv fetches if the machine has none. Nothing is installed outside this folder.
@@ -14,7 +15,7 @@ BIN := .venv/bin
 # The uv on the PATH if it runs, else one of our own.
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint bench worlds clean
 .DEFAULT_GOAL := setup
 
 .uv/bin/uv:
@@ -43,6 +44,12 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.render
+
+FAR := envs/elsewhere/far/requirements
+worlds: $(filter .uv/bin/uv,$(UV))
+	@test -f $(FAR)/$(NAME).txt || { echo "NAME is '$(NAME)': give one of $(notdir $(basename $(wildcard $(FAR)/*.txt)))."; exit 2; }
+	$(UV) venv --quiet --clear --python 3.12 .worlds/$(NAME)
+	$(UV) pip install --quiet --python .worlds/$(NAME) -r $(FAR)/$(NAME).txt
 
 clean:
 	rm -rf .uv .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -38,6 +38,10 @@ class Chain:
     robot_obs: np.ndarray
     scene_obs: np.ndarray
 
+    @property
+    def start(self) -> dict[str, np.ndarray]:
+        return {"robot_obs": self.robot_obs, "scene_obs": self.scene_obs}
+
 
 class PointWorld(VectorEnv):
     """N points. `drawn` counts the pictures taken in each world."""
@@ -113,6 +117,9 @@ class Benchmark:
 
     def solved(self, task: str, start: Any, end: Any) -> bool:
         return near(end, task) and not near(start, task)
+
+    def alternatives(self, chain: Chain) -> list[str]:
+        return [task for task in TASKS if task != chain.tasks[0] and not near(tuple(chain.robot_obs), task)]
 
     def instructions(self, task: str, split: str) -> tuple[str, ...]:
         words = {"validation": ["go to"], "heldout": ["travel towards", "wander off to"], "train": ["move to", "walk to"]}

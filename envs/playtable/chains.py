@@ -78,6 +78,12 @@ class Chain:
     robot_obs: np.ndarray
     scene_obs: np.ndarray
     feasible: bool
+
+    @property
+    def start(self) -> dict[str, np.ndarray]:
+        """The world's reset options."""
+        return {"robot_obs": self.robot_obs, "scene_obs": self.scene_obs}
+
     initial: dict[str, Any]
 
 
