@@ -5,9 +5,31 @@ import pytest
 import torch
 from pointworld import PointPolicy, PointWorld, point_spec
 
-from vla.executor import RecedingHorizon, TemporalEnsemble
-from vla.rollout import Follow, Job, Reset, Timing, merge, rollout, select
-from vla.spec import STATE, TASK, UserError, image_key
+from vla.executor import RealTime, RecedingHorizon, TemporalEnsemble
+from vla.rollout import Follow, Job, Reset, Timing, delay_steps, merge, rollout, select
+from vla.spec import PLAN, PLAN_WEIGHT, STATE, TASK, UserError, image_key
+
+
+class HoldingWorld(PointWorld):
+    """A point that can also hold: with its press up, so that a hold can be told from a world that is idle."""
+
+    def holding(self):
+        return np.tile(np.float32([0, 0, 0, 0, 0, 0, -1]), (self.num_envs, 1))
+
+
+class Continuing(PointPolicy):
+    """Goes on from the plan that it is shown, as far as each action weighs."""
+
+    continues = True
+
+    def act(self, observation, memory):
+        chunk, memory = super().act(observation, memory)
+        if PLAN not in observation:
+            return chunk, memory
+        plan, weight = observation[PLAN], observation[PLAN_WEIGHT][:, :, None]
+        length = plan.shape[1]
+        chunk[:, :length] = (1 - weight) * chunk[:, :length] + weight * plan
+        return chunk, memory
 
 
 class Tape:
@@ -44,19 +66,20 @@ def queue(jobs):
     return lambda world: next(left, None)
 
 
-def play(worlds, keys=range(9), policy=None, executor=None):
+def play(worlds, keys=range(9), policy=None, executor=None, delay_s=0.0):
     jobs = queue(Job(k, wander(k), Tape()) for k in keys)
-    world, policy = PointWorld(worlds), policy or PointPolicy()
-    done = list(rollout(world, policy, jobs, executor or RecedingHorizon(3)))
+    world, policy = HoldingWorld(worlds), policy or PointPolicy()
+    done = list(rollout(world, policy, jobs, executor or RecedingHorizon(3), delay_s=delay_s))
     return {job.key: (result, job.recorder) for job, result in done}, world
 
 
-@pytest.mark.parametrize("executor", [lambda: RecedingHorizon(3), lambda: TemporalEnsemble(1, 0.1)])
+@pytest.mark.parametrize("executor", [lambda: RecedingHorizon(3), lambda: TemporalEnsemble(1, 0.1), lambda: RealTime(2)])
 @pytest.mark.parametrize("history", [False, True])
-def test_a_job_does_the_same_whatever_runs_beside_it(executor, history):
-    alone, _ = play(1, policy=PointPolicy(history=history), executor=executor())
+@pytest.mark.parametrize("delay_s", [0.0, 0.05, 0.1])
+def test_a_job_does_the_same_whatever_runs_beside_it(executor, history, delay_s):
+    alone, _ = play(1, policy=Continuing(6, history=history), executor=executor(), delay_s=delay_s)
     for worlds, keys in [(3, range(9)), (8, reversed(range(9))), (20, range(9))]:
-        together, _ = play(worlds, keys, PointPolicy(history=history), executor())
+        together, _ = play(worlds, keys, Continuing(6, history=history), executor(), delay_s)
         assert together.keys() == alone.keys()
         for key, (path, tape) in alone.items():
             other_path, other = together[key]
@@ -154,6 +177,70 @@ def test_an_action_that_is_not_finite_is_named(bad):
     policy.act = act
     with pytest.raises(UserError, match=r"world 0 at step 1 of job 4 is (nan|inf) in entry 1 \(dy\)"):
         list(rollout(PointWorld(), policy, queue([Job(4, wander(4))]), RecedingHorizon(3)))
+
+
+@pytest.mark.parametrize(("delay_s", "steps"), [(0.0, 0), (0.03, 1), (0.05, 2), (0.1, 3), (0.2, 6), (0.3, 9)])
+def test_a_delay_is_rounded_up_to_control_steps(delay_s, steps):
+    assert delay_steps(delay_s, 30.0) == steps
+    assert delay_steps(steps / 30.0, 30.0) == steps
+
+
+@pytest.mark.parametrize("delay", [1, 2, 4])
+def test_an_answer_that_comes_late_is_executed_from_where_it_is_due(delay):
+    """Every action executed is the one that the chunk of the newest answered question has for that very step."""
+    chunks = []
+
+    class Told(PointPolicy):
+        def act(self, observation, memory):
+            chunk, memory = super().act(observation, memory)
+            chunks.append(chunk[0])
+            return chunk, memory
+
+    def long():
+        yield Reset({"robot_obs": np.array([0.5, 0.5])})
+        follow = Follow("go to red", seed=1)
+        for _ in range(20):
+            yield follow
+
+    tape, timing = Tape(), Timing()
+    list(rollout(HoldingWorld(), Told(6, wrong=0), queue([Job(0, long(), tape)]), RecedingHorizon(3), timing, delay / 30.0))
+    every = max(3, delay)
+    assert timing.queries == len(range(0, 20, every))
+    for step, action in enumerate(tape.actions):
+        usable = [k for k in range(0, 20, every) if k + delay <= step < k + 6]
+        expected = chunks[max(usable) // every][step - max(usable)] if usable else HoldingWorld().holding()[0]
+        np.testing.assert_array_equal(action, expected)
+    assert timing.held == sum(action[6] == -1 for action in tape.actions) >= delay
+
+
+def test_a_new_instruction_waits_for_the_old_answer_and_does_not_follow_it():
+    asked = []
+
+    class Told(PointPolicy):
+        def act(self, observation, memory):
+            asked.append((len(tape), observation[TASK][0]))
+            return super().act(observation, memory)
+
+    def change():
+        yield Reset({"robot_obs": np.array([0.5, 0.5])})
+        for sentence, steps in (("go to red", 2), ("go to blue", 10)):
+            follow = Follow(sentence, seed=1)
+            for _ in range(steps):
+                yield follow
+
+    tape = Tape()
+    list(rollout(HoldingWorld(), Told(8), queue([Job(0, change(), tape)]), RecedingHorizon(8), delay_s=4 / 30.0))
+    assert asked == [(0, "go to red"), (4, "go to blue")]
+    assert [action[6] == -1 for action in tape.actions] == [True] * 8 + [False] * 4
+
+
+def test_a_delay_and_an_executor_must_fit_world_and_policy():
+    with pytest.raises(UserError, match=r"PointWorld.* cannot hold"):
+        next(rollout(PointWorld(), PointPolicy(), queue([]), RecedingHorizon(), delay_s=0.1))
+    with pytest.raises(UserError, match="PointPolicy cannot"):
+        next(rollout(HoldingWorld(), PointPolicy(), queue([]), RealTime()))
+    with pytest.raises(UserError, match="delay is -1"):
+        next(rollout(HoldingWorld(), PointPolicy(), queue([]), RecedingHorizon(), delay_s=-1.0))
 
 
 def test_merge_and_select_are_inverse():

@@ -50,3 +50,11 @@ class Imagining(Protocol):
     def foresee(self, memory: Memory) -> dict[str, np.ndarray]:
         """Imagined frames after the last `act`: camera -> uint8 (N, H, W, 3)."""
         ...
+
+
+@runtime_checkable
+class Continuing(Protocol):
+    """A policy whose `act` may be shown the rest of the plan (PLAN and PLAN_WEIGHT in the observation) and goes on from it."""
+
+    continues: bool
+    """Whether it can; actions of weight 1 then begin its chunk exactly as they were shown."""

@@ -11,10 +11,15 @@ A job is a script with a name and, optionally, a recorder. Each world plays one 
 Whatever a job does depends on the job alone, never on its neighbours: memory, plan and seeds are per world.
 
     one control step:  scripts -> look (only where someone will) -> policy (only who asks, in one batch) -> record -> step
+
+With `delay_s` the policy is slow, without any clock: what it is asked at step k arrives at step k + d, d the delay in whole
+control steps, and the next question waits for the answer, as beside a robot's loop (vla/control/beside.py). A world without
+an action in the meantime holds.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +30,7 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
-from vla.executor import Executor
+from vla.executor import Executor, require_continuing, shown
 from vla.policy import Memory, Observation, Policy
 from vla.spec import TASK, UserError, require_match
 
@@ -72,11 +77,14 @@ class Job:
 
 @dataclass
 class Timing:
-    """Where the time of a rollout goes: seconds by part, over `steps` control steps (of one world each) and `queries`."""
+    """Where the time of a rollout goes: seconds by part, over `steps` control steps (of one world each) and `queries`.
+
+    held: at so many of the steps no action was planned."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     steps: int = 0
     queries: int = 0
+    held: int = 0
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -88,6 +96,7 @@ class Timing:
         """Take in another process's times."""
         self.steps += other.steps
         self.queries += other.queries
+        self.held += other.held
         for name, seconds in other.seconds.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
@@ -125,14 +134,28 @@ def rollout(
     jobs: Callable[[int], Job | None],
     executor: Executor,
     timing: Timing | None = None,
+    delay_s: float = 0.0,
 ) -> Iterator[tuple[Job, Any]]:
     """Play jobs until there are none left; yields each job with what its script returned, as soon as it is over.
 
-    jobs: called with the index of an idle world, gives its next job or None.
-    Raises UserError where the specs do not match or an action is not finite.
+    jobs: called with the index of an idle world, gives its next job or None. delay_s: how long the policy's answers take,
+    simulated; the world must be able to hold then (`holding() -> actions (N, A)`).
+    Raises UserError where the specs do not match, the policy cannot do what the executor wants, or an action is not finite.
     """
-    require_match(policy.spec, world.vla_spec, "the policy", "the world")  # type: ignore[attr-defined]
-    yield from _Loop(world, policy, jobs, executor, timing or Timing()).run()
+    spec = world.vla_spec  # type: ignore[attr-defined]
+    require_match(policy.spec, spec, "the policy", "the world")
+    require_continuing(executor, policy)
+    delay = delay_steps(delay_s, spec.control_hz)
+    if delay and not hasattr(world, "holding"):
+        raise UserError(f"the delay is {delay_s:g} s but the world ({type(world).__name__}) cannot hold meanwhile: use 0.")
+    yield from _Loop(world, policy, jobs, executor, timing or Timing(), delay).run()
+
+
+def delay_steps(delay_s: float, hz: float | None) -> int:
+    """The control step, counted from the question's, at which an answer after `delay_s` can be used."""
+    if not 0.0 <= delay_s < math.inf:
+        raise UserError(f"the inference delay is {delay_s} s: give a number of at least 0.")
+    return math.ceil(delay_s * (hz or 0.0) - 1e-6)
 
 
 @dataclass
@@ -143,12 +166,14 @@ class _Lane:
     follow: Follow = field(default_factory=lambda: Follow(""))
     memory: Memory = None
     steps: int = 0
+    wait: int = 0  # control steps until the policy has answered
+    answer: np.ndarray | None = None  # the chunk that arrives then, None if nobody wants it any more
 
 
 class _Loop:
-    def __init__(self, world: Any, policy: Any, jobs, executor: Executor, timing: Timing):
+    def __init__(self, world: Any, policy: Any, jobs, executor: Executor, timing: Timing, delay: int):
         self.world, self.policy, self.jobs = world, policy, jobs
-        self.executor, self.timing = executor, timing
+        self.executor, self.timing, self.delay = executor, timing, delay
         self.count = world.num_envs
         self.lanes: dict[int, _Lane] = {}  # the worlds that are busy
         self.observe = getattr(world, "observe", None)
@@ -183,6 +208,7 @@ class _Loop:
                 if isinstance(command, Follow) and command is not self.lanes[i].follow:
                     self.lanes[i].follow = command
                     self.lanes[i].memory = self.policy.begin([command.seed])
+                    self.lanes[i].answer = None
                     self.executor.begin(i)
             worlds = list(resets)
 
@@ -214,7 +240,8 @@ class _Loop:
 
     def _act(self) -> np.ndarray:
         """One action per world, float32 (N, A); zeros where a world has nothing to do."""
-        asking = [i for i in self.lanes if self.executor.asks(i)]
+        self._deliver()
+        asking = [i for i, lane in self.lanes.items() if not lane.wait and self.executor.asks(i)]
         watching = [i for i in self.lanes if i not in asking] if self.policy.history else []
         self._look(asking + watching)
         imagined: dict[int, Mapping[str, np.ndarray]] = {}
@@ -228,6 +255,9 @@ class _Loop:
         with self.timing.part("record"):
             for i, lane in self.lanes.items():
                 action = self.executor.action(i)
+                if action is None:
+                    self.timing.held += 1
+                    action = np.asarray(self.world.holding()[i], np.float32)
                 self._require_finite(i, action)
                 if lane.job.recorder is not None:
                     row = {name: value[0] for name, value in self._rows([i]).items()}
@@ -235,6 +265,14 @@ class _Loop:
                 actions[i] = lane.follow.disturb(action) if lane.follow.disturb else action
                 lane.steps += 1
         return actions
+
+    def _deliver(self) -> None:
+        """Let a control step of waiting pass, and hand over the answers that are there now."""
+        for i, lane in self.lanes.items():
+            lane.wait = max(0, lane.wait - 1)
+            if not lane.wait and lane.answer is not None:
+                self.executor.give(i, lane.answer, self.delay)
+                lane.answer = None
 
     def _look(self, attending: Sequence[int]) -> None:
         """Take the pictures that somebody will see: a policy with cameras where it attends, and recorders."""
@@ -249,10 +287,17 @@ class _Loop:
 
     def _query(self, worlds: Sequence[int]) -> dict[int, Mapping[str, np.ndarray]]:
         """Ask for chunks; returns the imagined frames of the worlds whose recorders want them."""
-        chunks, memory = self.policy.act(self._rows(worlds), self._memory(worlds))
+        rows = self._rows(worlds)
+        if self.executor.continues:
+            rests = [self.executor.rest(i, self.delay) for i in worlds]
+            rows |= shown(rests, len(self.world.vla_spec.action))
+        chunks, memory = self.policy.act(rows, self._memory(worlds))
         self._keep(worlds, memory)
         for row, i in enumerate(worlds):
-            self.executor.give(i, chunks[row])
+            if self.delay:
+                self.lanes[i].answer, self.lanes[i].wait = chunks[row], self.delay
+            else:
+                self.executor.give(i, chunks[row])
         curious = [row for row, i in enumerate(worlds) if (r := self.lanes[i].job.recorder) is not None and r.imagines]
         if not curious or not hasattr(self.policy, "foresee"):
             return {}

@@ -7,7 +7,10 @@ every array has a leading N:
     observation.state               float32 (N, S)        proprioception, meaning and unit of each entry in the Spec
     observation.environment_state   float32 (N, E)        privileged simulator state; only experts and tests may read it
     task                            list of N strings     the instruction
+    plan                            float32 (N, L, A)     actions that will be executed from now on unless a new chunk comes
+    plan.weight                     float32 (N, L)        how firmly to keep to each: 1 it is executed anyway, 0 not at all
 
+The last two are there only where an executor shows its plan (vla/executor.py, real-time chunking).
 An action chunk is float32 (N, horizon, A) in the Spec's range.
 """
 
@@ -23,6 +26,8 @@ STATE = "observation.state"
 ENVIRONMENT_STATE = "observation.environment_state"
 ACTION = "action"
 TASK = "task"
+PLAN = "plan"
+PLAN_WEIGHT = "plan.weight"
 
 SCHEMA_VERSION = 1
 

@@ -206,6 +206,12 @@ class Playtable(VectorEnv):
         info = {**self._info(), "diverged": diverged}
         return observation, np.zeros(self.num_envs), nothing, nothing.copy(), info
 
+    def holding(self) -> np.ndarray:
+        """Actions (N, 7), float32, under which hands stay where they were told to be, fingers as they are."""
+        actions = np.zeros((self.num_envs, 7), np.float32)
+        actions[:, 6] = self.robot_obs[:, 14]
+        return actions
+
     def _stop_diverged(self, before: Mapping[str, np.ndarray]) -> np.ndarray:
         """Worlds whose physics blew up, (N,). MuJoCo resets them, which wipes the gripper command, 1 or -1 otherwise; here
         they stand still instead, where they were before the step."""

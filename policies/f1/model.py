@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from policies.f1.mask import attention_mask
 from policies.f1.mixture import Cache, Heads, layers, mix, norm
 from policies.f1.tokenizer import Tokenizer
 from policies.f1.understanding import build_understanding
+from policies.nn.inpainting import guided
 from policies.nn.state import StateToken
 from policies.nn.transformer import sincos
 
@@ -182,16 +184,24 @@ class F1(nn.Module):
             found.append(tokenizer.choose(prediction, uniform[:, place : place + count], top_k, top_p))
         return torch.cat(found, dim=1), cache
 
-    def act(self, valid: Tensor, cache: Cache, state: Tensor, noise: Tensor, steps: int) -> Tensor:
-        """Noise (B, chunk, 7) carried to actions in `steps` Euler steps, beside what `imagine` has cached."""
+    def act(self, valid: Tensor, cache: Cache, state: Tensor, noise: Tensor, steps: int, *plan: Tensor) -> Tensor:
+        """Noise (B, chunk, 7) carried to actions in `steps` Euler steps, beside what `imagine` has cached.
+
+        plan: actions (B, chunk, 7) and weights (B, chunk) to go on from (policies.nn.inpainting), or nothing.
+        """
         assert self.action is not None
+        action, x = self.action, noise
         positions, mask = self._order(valid, 1)
-        start, x = cache[0][0].shape[2], noise
+        start = cache[0][0].shape[2]
+
+        def velocity(x: Tensor, level: float) -> Tensor:
+            tokens = action.tokens(state, x[:, None], x.new_full((len(x), 1), level))
+            outputs, _ = mix([(action.layers, tokens)], self.heads, positions[:, start:], mask[:, start:], cache)
+            return action.velocity(outputs[0])[:, 0]
+
         for i in range(steps):
-            level = torch.full((len(x), 1), 1 - i / steps, device=x.device)
-            tokens = self.action.tokens(state, x[:, None], level)
-            outputs, _ = mix([(self.action.layers, tokens)], self.heads, positions[:, start:], mask[:, start:], cache)
-            x = x - self.action.velocity(outputs[0])[:, 0] / steps
+            at = functools.partial(velocity, level=1 - i / steps)
+            x = x - (guided(at, x, 1 - i / steps, *plan) if plan else at(x)) / steps
         return x
 
     def _order(self, valid: Tensor, draws: int) -> tuple[Tensor, Tensor]:

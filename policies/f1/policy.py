@@ -15,6 +15,7 @@ from policies.f1.model import ACTIONS, F1
 from policies.f1.tokenizer import build_tokenizer, from_signed, to_signed
 from policies.nn.acting import in_groups, still
 from policies.nn.images import Transform, draw_swap, normalise, resize, shift_pixels
+from policies.nn.inpainting import keep, read_plan
 from vla.spec import ACTION, STATE, TASK, Spec, UserError, image_key
 
 FUTURE_PREFIX = "future.images."
@@ -26,7 +27,7 @@ Memory = dict[str, Tensor]
 
 
 class F1Policy(nn.Module):
-    """Meets `vla.policy.Policy` and `vla.policy.Imagining`, and is trained by `loss`.
+    """Meets `vla.policy.Policy`, `vla.policy.Imagining` and `vla.policy.Continuing`, and is trained by `loss`.
 
     spec: what the data or the world offers. Without actions in it (video) there is no action expert.
     statistics: feature name -> {"mean", "std"}; only `observation.state` is read. None when a checkpoint brings them.
@@ -88,6 +89,7 @@ class F1Policy(nn.Module):
         self.foresight_steps, self.own, self.fill = int(foresight["steps"]), float(foresight["own"]), bool(foresight["fill"])
         self.sampling = {"top_k": int(foresight["top_k"]), "top_p": float(foresight["top_p"])}
         self.draws, self.steps = flow["draws"], flow["steps"]
+        self.continues = bool(spec.action)
         self.history, self.window, self.stride, self.horizon = history > 1 and scales > 0, history, history_stride, chunk
         self.weights, self.micro_batch = dict(loss), micro_batch
         self.sees, self.size = size, max(size, self.tokenizer.size)
@@ -254,7 +256,10 @@ class F1Policy(nn.Module):
             raise UserError("this policy was pretrained on video and has no action expert: train it on robot data first.")
         new = self.remember(observation, memory)
         with still(self, self.device):
-            plan, actions = in_groups(self.micro_batch, self._decide, *self._situation(new), new["state"], *self._draw(new))
+            before = read_plan(observation, self.horizon, self.device)
+            told = (*self._situation(new), new["state"], *self._draw(new), *before)
+            # The way back through the network rounds differently at different places of a group: one by one, then.
+            plan, actions = in_groups(1 if before else self.micro_batch, self._decide, *told)
         low, high = (np.array([getattr(e, k) for e in self.spec.action], np.float32) for k in ("low", "high"))
         new |= {"plan": plan, "planned": torch.ones_like(new["planned"]), "count": new["count"] + 1}
         return np.clip(actions.float().cpu().numpy(), low, high), new
@@ -306,11 +311,20 @@ class F1Policy(nn.Module):
         return valid, *self.model.imagine(self.tokenizer, seen, valid, known, uniform, **self.sampling)
 
     def _decide(
-        self, language: Tensor, pictures: Tensor, history: Tensor, state: Tensor, uniform: Tensor, noise: Tensor
+        self,
+        language: Tensor,
+        pictures: Tensor,
+        history: Tensor,
+        state: Tensor,
+        uniform: Tensor,
+        noise: Tensor,
+        *before: Tensor,
     ) -> tuple[Tensor, Tensor]:
+        """Foresight tokens and actions, which go on from those decided `before`."""
         valid, plan, cache = self._plan(language, pictures, history, uniform)
-        actions = self.model.act(valid, cache, state, noise, self.steps)
-        return plan, torch.cat([actions[..., :6], (actions[..., 6:] > 0) * 2.0 - 1.0], dim=-1)
+        actions = self.model.act(valid, cache, state, noise, self.steps, *before)
+        actions = torch.cat([actions[..., :6], (actions[..., 6:] > 0) * 2.0 - 1.0], dim=-1)
+        return plan, keep(actions, *before) if before else actions
 
     def _imagine(self, *situation: Tensor) -> tuple[Tensor]:
         return (self._plan(*situation)[1],)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
+from policies.nn.inpainting import guided, keep
 from policies.nn.transformer import ACTIVATIONS, sincos
 from vla.spec import UserError
 
@@ -72,9 +74,14 @@ class Regression(nn.Module):
         """The random numbers of one world's chunk."""
         return generator.random(1, dtype=np.float32) if self.gripper_rule == "sample" else np.full(1, 0.5, np.float32)
 
-    def act(self, features: Tensor, draws: Tensor) -> Tensor:
-        """[ACT] outputs (M, queries, width) and draws (M, 1) -> actions (M, chunk, 7)."""
+    def act(self, features: Tensor, draws: Tensor, free: Tensor | None = None, guidance: float = 1.0) -> Tensor:
+        """[ACT] outputs (M, queries, width) and draws (M, 1) -> actions (M, chunk, 7).
+
+        free: the same outputs without the instruction, from which mean and logits are extrapolated by `guidance`.
+        """
         arm, logits = self(features)
+        if free is not None:
+            arm, logits = (torch.lerp(without, said, guidance) for without, said in zip(self(free), (arm, logits), strict=True))
         opened = logits.sigmoid() > draws
         return torch.cat([arm, opened[..., None] * 2.0 - 1.0], dim=-1)
 
@@ -119,15 +126,28 @@ class Flow(nn.Module):
         """The random numbers of one world's chunk."""
         return generator.standard_normal((self.chunk, ACTIONS), dtype=np.float32)
 
-    def act(self, features: Tensor, draws: Tensor) -> Tensor:
-        """[ACT] outputs (M, queries, width) and noise (M, chunk, 7) -> actions (M, chunk, 7)."""
+    def guided_velocity(self, noisy: Tensor, level: Tensor, context: Tensor, free: Tensor | None, guidance: float) -> Tensor:
+        """`velocity`, extrapolated by `guidance` from that of the context without the instruction, `free`, if it is given."""
+        velocity = self.velocity(noisy, level, context)
+        return velocity if free is None else torch.lerp(self.velocity(noisy, level, free), velocity, guidance)
+
+    def act(self, features: Tensor, draws: Tensor, *plan: Tensor, free: Tensor | None = None, guidance: float = 1.0) -> Tensor:
+        """[ACT] outputs (M, queries, width) and noise (M, chunk, 7) -> actions (M, chunk, 7).
+
+        plan: actions (M, chunk, 7) and weights (M, chunk) to go on from (policies.nn.inpainting), or nothing. free: the same
+        outputs without the instruction, see `guided_velocity`.
+        """
         context, x = self.context(features.flatten(1)), draws
+        without = None if free is None else self.context(free.flatten(1))
         self.scheduler.set_timesteps(sigmas=[1 - i / self.steps for i in range(self.steps)], device=x.device)
         for time in self.scheduler.timesteps:
-            velocity = self.velocity(x, (time / 1000).expand(len(x)), context)
-            x = self.scheduler.step(velocity, time, x, return_dict=False)[0]
-        opened = x[..., 6:] > 0
-        return torch.cat([x[..., :6], opened * 2.0 - 1.0], dim=-1)
+            level = (time / 1000).expand(len(x))
+            situation = {"level": level, "context": context, "free": without, "guidance": guidance}
+            velocity = functools.partial(self.guided_velocity, **situation)
+            way = guided(velocity, x, float(level[0]), *plan) if plan else velocity(x)
+            x = self.scheduler.step(way, time, x, return_dict=False)[0]
+        actions = torch.cat([x[..., :6], (x[..., 6:] > 0) * 2.0 - 1.0], dim=-1)
+        return keep(actions, *plan) if plan else actions
 
 
 def build_head(
