@@ -40,7 +40,7 @@ def config(tmp_path):
                 },
             },
             "instructions": ["one"], "seconds": 60, "stay": False, "seed": 0, "priority": 0,
-            "inference": {"execute": 5, "join": "switch", "delay_s": 0.0},
+            "executor": {"_target_": "vla.executor.RecedingHorizon", "execute": 5}, "delay_ms": 0,
             "replay": {"path": None, "episode": 0},
         }
     )  # fmt: skip

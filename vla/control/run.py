@@ -84,7 +84,8 @@ def _policy(
     plain: Any = OmegaConf.to_container(config, resolve=True)
     if config.get("policy"):
         plain["checkpoint"] = None
-    policy = Beside(functools.partial(_build, plain), hz, board, events, cadence, **config.inference)
+    executor = instantiate(config.executor)
+    policy = Beside(functools.partial(_build, plain), hz, board, events, cadence, executor, config.delay_ms / 1e3)
     policy.start()
     return policy, list(config.instructions), round(config.seconds * hz)
 
