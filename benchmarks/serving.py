@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +30,7 @@ from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 
 from benchmarks.machine import machine
-from benchmarks.malformed import storm
+from benchmarks.malformed import CONNECTIONS, storm
 from vla.checkpoint import load_policy, read_checkpoint
 from vla.serving.run import blank, warm_up
 from vla.serving.server import Server
@@ -179,28 +181,43 @@ def measure(kind: str, checkpoint: str, seconds: float) -> Iterator[Row]:
             yield Row(clients, len(took) / wall, median, p99, 1e3 * cpu / len(took))
 
 
-def flood(count: int, seed: int) -> str:
-    """Send malformed frames beside a client that lives on; what came of it, in words."""
+def flood(count: int, seed: int, seconds: float) -> Iterator[str]:
+    """Lines of a table: a client at RATE_HZ alone, then beside malformed frames; and what came of these, in words."""
     valid = {name: value if name == TASK else _raw(value) for name, value in blank(PLAIN).items()}
+    message = msgpack.packb(valid)
 
-    async def run(port: int) -> tuple[Any, list[float], float]:
+    async def beside(port: int, work: Callable[[], Any]) -> tuple[Any, list[float], float]:
+        """What `work` gives in another process or thread, and the client's times meanwhile."""
         over, begin = asyncio.Event(), time.perf_counter()
-        live = asyncio.create_task(robot(port, msgpack.packb(valid), over))
-        found = await storm(port, count, valid, seed)
+        live = asyncio.create_task(robot(port, message, over))
+        found = await asyncio.get_running_loop().run_in_executor(pool, work)
         over.set()
         return found, await live, time.perf_counter() - begin
 
-    with server("ours", None) as (process, port):
-        asyncio.run(storm(port, 500, valid, seed + 1))
+    def row(name: str, took: list[float], wall: float) -> str:
+        median, p99, worst = (1e3 * float(np.percentile(took, share)) for share in (50, 99, 100))
+        return f"| {name} | {len(took) / wall:.1f} | {median:.1f} | {p99:.1f} | {worst:.0f} |"
+
+    yield f"| a client that asks at {RATE_HZ} Hz | answers/s | median latency, ms | 99th percentile, ms | worst, ms |"
+    yield "|---|---|---|---|---|"
+    with server("ours", None) as (process, port), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        pool.submit(_storm, port, 2000, valid, seed + 1).result()
         size, files = process.memory_info().rss, process.num_fds()
-        found, took, wall = asyncio.run(run(port))
+        _, took, wall = asyncio.run(beside(port, functools.partial(time.sleep, seconds)))
+        yield row("alone", took, wall)
+        found, took, wall = asyncio.run(beside(port, functools.partial(_storm, port, count, valid, seed)))
+        yield row(f"beside {CONNECTIONS} connections that send malformed frames", took, wall)
         grown, left = process.memory_info().rss - size, process.num_fds() - files
     kinds = ", ".join(f"{number} {kind}" for kind, number in found.most_common())
-    return (
+    yield ""
+    yield (
         f"{count} malformed frames (seed {seed}) in {wall:.0f} s: {kinds}. The server lives; its memory grew by "
-        f"{grown / 1e6:.1f} MB and its open files by {left} since the first 500. A client that asked at {RATE_HZ} Hz meanwhile "
-        f"got {len(took) / wall:.1f} answers/s, median {1e3 * np.median(took):.1f} ms, worst {1e3 * max(took):.0f} ms."
+        f"{grown / 1e6:.1f} MB and its open files by {left} since the first 2,000."
     )
+
+
+def _storm(port: int, count: int, valid: dict[Any, Any], seed: int) -> Any:
+    return asyncio.run(storm(port, count, valid, seed))
 
 
 def _raw(value: np.ndarray) -> dict[bytes, Any]:
@@ -223,8 +240,10 @@ def main() -> None:
         for row in measure(kind, options.checkpoint, options.seconds):
             lines.append(f"| {name} | {row.clients} | {row.rate:.1f} | {row.median:.1f} | {row.p99:.1f} | {row.cpu:.1f} |")
             print(lines[-1], flush=True)
-    lines += ["", flood(options.malformed, options.seed)]
-    print(lines[-1])
+    lines.append("")
+    for line in flood(options.malformed, options.seed, options.seconds):
+        lines.append(line)
+        print(line, flush=True)
     command = (
         f"python -m benchmarks.serving --seconds {options.seconds:g} --malformed {options.malformed} --seed {options.seed}"
     )
