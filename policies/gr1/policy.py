@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from policies.gr1 import foresight as frames_to_come
-from policies.gr1.heads import build_head, weighted_mean
+from policies.gr1.heads import Flow, build_head, weighted_mean
 from policies.gr1.model import GR1
 from policies.nn.acting import in_groups, still
 from policies.nn.images import Transform, as_bytes, draw_swap, normalise, shift_pixels, to_pixels
+from policies.nn.inpainting import read_plan
 from vla.spec import ACTION, STATE, TASK, Spec, UserError, image_key
 
 FUTURE_PREFIX = "future.images."
@@ -26,7 +27,7 @@ Memory = dict[str, Tensor]
 
 
 class GR1Policy(nn.Module):
-    """Meets `vla.policy.Policy` and `vla.policy.Imagining`, and is trained by `loss`.
+    """Meets `vla.policy.Policy` and `vla.policy.Imagining`, with a flow head `vla.policy.Continuing`; is trained by `loss`.
 
     spec: what the data or the world offers. Parts that it lacks (a camera, the state, the action) are left out: on a video
     dataset this is GR-1's pre-training model of language, frames and [OBS] queries only.
@@ -101,6 +102,7 @@ class GR1Policy(nn.Module):
             **network,
         )
         self.head = build_head(head, width, action_queries, chunk, loss, gripper_rule) if spec.action else None
+        self.continues = isinstance(self.head, Flow)
         if statistics is not None and self.model.state_token is not None:
             mean, std = (torch.as_tensor(np.asarray(statistics[STATE][k]), dtype=torch.float32) for k in ("mean", "std"))
             self.model.state_token.mean.copy_(mean)
@@ -232,7 +234,9 @@ class GR1Policy(nn.Module):
         # Philox is a function of (seed, count): a world's numbers do not depend on what was drawn elsewhere.
         drawn = np.stack([self.head.draw(np.random.Generator(np.random.Philox(key=pair))) for pair in pairs])
         with still(self, self.device):
-            (actions,) = in_groups(self.micro_batch, self._decide, *self._view(new), torch.from_numpy(drawn).to(self.device))
+            plan = read_plan(observation, self.horizon, self.device) if self.continues else ()
+            noise = torch.from_numpy(drawn).to(self.device)
+            (actions,) = in_groups(self.micro_batch, self._decide, *self._view(new), noise, *plan)
         low, high = (np.array([getattr(e, k) for e in self.spec.action], np.float32) for k in ("low", "high"))
         return np.clip(actions.float().cpu().numpy(), low, high), {**new, "count": new["count"] + 1}
 
@@ -259,11 +263,11 @@ class GR1Policy(nn.Module):
         tokens, patches = self.model.frame(normal, state if self.spec.state else None, self.model.text.vector(rows))
         return (tokens, *(as_bytes(p) for p in pictures), *(patches[c] for c in self.model.cameras))
 
-    def _decide(self, frames: Tensor, valid: Tensor, drawn: Tensor) -> tuple[Tensor]:
+    def _decide(self, frames: Tensor, valid: Tensor, drawn: Tensor, *plan: Tensor) -> tuple[Tensor]:
         features, _ = self.model.think(frames, valid, [self.window - 1], True, False)
         assert self.head is not None
         assert features is not None
-        return (self.head.act(features[:, 0], drawn),)
+        return (self.head.act(features[:, 0], drawn, *plan),)
 
     def _imagine(self, frames: Tensor, valid: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         cameras = self.model.cameras

@@ -80,10 +80,11 @@ def evaluate(
     seed: int = 0,
     record: MakeRecorder = no_recorder,
     timing: Timing | None = None,
+    delay_s: float = 0.0,
 ) -> Iterator[dict[str, Any]]:
     """Play the chains with these numbers; yields {chain, tasks, solved, attempts} as each ends, in the order of ending.
 
-    record: gives a chain's recorder, or None.
+    record: gives a chain's recorder, or None. delay_s: see `vla.rollout.rollout`.
     """
     chains = benchmark.chains()
     waiting = iter(numbers)
@@ -96,7 +97,7 @@ def evaluate(
         script = play_chain(number, chain, benchmark, attempts, split, seed)
         return Job(number, script, record(number, chain, attempts))
 
-    for job, attempts in rollout(world, policy, next_job, executor, timing):
+    for job, attempts in rollout(world, policy, next_job, executor, timing, delay_s):
         result = {"chain": job.key, "tasks": list(chains[job.key].tasks)}  # type: ignore[call-overload]
         yield {**result, "solved": sum(a["solved"] for a in attempts), "attempts": attempts}
 

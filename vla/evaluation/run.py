@@ -87,7 +87,8 @@ def _play(share: tuple[dict[str, Any], Sequence[int], Sequence[int]]) -> Iterato
         return films[number]
 
     timing = Timing()
-    for result in evaluate(world, policy, benchmark, numbers, executor, config.split, config.seed, record, timing):
+    rules = (executor, config.split, config.seed, record, timing, config.delay_ms / 1e3)
+    for result in evaluate(world, policy, benchmark, numbers, *rules):
         yield "chain", result
         if film := films.pop(result["chain"], None):
             yield "film", (result["chain"], film.finish(), film.errors)
@@ -121,6 +122,7 @@ def _settings(config: DictConfig, policy: Any, world: Any, benchmark: Any, execu
     return {
         **settings,
         "executor": executor.describe(),
+        "delay_ms": config.delay_ms,
         "wording": config.split,
         "seed": config.seed,
         "steps_per_task": benchmark.max_steps,
