@@ -29,6 +29,7 @@ TASK = "task"
 PLAN = "plan"
 PLAN_WEIGHT = "plan.weight"
 
+PROJECTIONS = ("projections", "hand_projections")
 SCHEMA_VERSION = 1
 
 
@@ -68,6 +69,7 @@ class Spec:
     frame: convention of poses and angles, in words.
     projections: camera that stands still -> 3x4 matrix, row by row, that takes a point of `frame` (x, y, z, 1) in metres to
     (u w, v w, w): u to the right and v downwards in shares of the picture, (0, 0) its upper left corner.
+    hand_projections: the same for cameras that ride on the hand, and points in its frame (the state's tcp_* entries).
     """
 
     cameras: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -78,10 +80,11 @@ class Spec:
     control_hz: float | None = None
     frame: str = ""
     projections: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    hand_projections: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """A plain JSON-able dict; `from_dict` is its inverse."""
-        lists = {name: {k: list(v) for k, v in getattr(self, name).items()} for name in ("cameras", "projections")}
+        lists = {name: {k: list(v) for k, v in getattr(self, name).items()} for name in ("cameras", *PROJECTIONS)}
         return {"schema": SCHEMA_VERSION, **asdict(self), **lists}
 
     @classmethod
@@ -94,8 +97,10 @@ class Spec:
         entries = {k: tuple(Entry(**e) for e in data[k]) for k in ("state", "action", "environment_state")}
         cameras = {k: (int(h), int(w)) for k, (h, w) in data["cameras"].items()}
         rest = {k: data[k] for k in ("action_kind", "control_hz", "frame")}
-        projections = {k: tuple(map(float, m)) for k, m in data.get("projections", {}).items()}  # older files have none
-        return cls(cameras=cameras, **entries, **rest, projections=projections)
+        matrices = {
+            n: {k: tuple(map(float, m)) for k, m in data.get(n, {}).items()} for n in PROJECTIONS
+        }  # none in older files
+        return cls(cameras=cameras, **entries, **rest, **matrices)
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=1)

@@ -236,13 +236,21 @@ def _add_camera(body, name: str, eye, right, forward, fovy: float) -> None:
 
 def static_projection(size: tuple[int, int]) -> tuple[float, ...]:
     """3x4 matrix of the static camera, row by row, for pictures of (height, width): see `vla.spec.Spec.projections`."""
-    forward = L.STATIC_LOOK_AT - L.STATIC_EYE
-    right = np.cross(forward, L.STATIC_UP)
+    return _projection(L.STATIC_EYE, L.STATIC_LOOK_AT - L.STATIC_EYE, L.STATIC_UP, L.STATIC_FOV, size)
+
+
+def wrist_projection(size: tuple[int, int]) -> tuple[float, ...]:
+    """The same of the wrist camera, in the frame of the tool centre point: see `vla.spec.Spec.hand_projections`."""
+    return _projection(L.WRIST_EYE - [0, 0, TCP], L.WRIST_VIEW, L.WRIST_UP, L.WRIST_FOV, size)
+
+
+def _projection(eye, forward, up, fovy: float, size: tuple[int, int]) -> tuple[float, ...]:
+    right = np.cross(forward, up)
     right, forward = right / np.linalg.norm(right), forward / np.linalg.norm(forward)
     down = np.cross(forward, right)
-    focal = 0.5 / np.tan(np.deg2rad(L.STATIC_FOV) / 2)  # in picture heights
+    focal = 0.5 / np.tan(np.deg2rad(fovy) / 2)  # in picture heights
     rows = [focal * size[0] / size[1] * right + 0.5 * forward, focal * down + 0.5 * forward, forward]
-    return tuple(float(x) for row in rows for x in (*row, -row @ L.STATIC_EYE))
+    return tuple(float(x) for row in rows for x in (*row, -row @ eye))
 
 
 @functools.cache

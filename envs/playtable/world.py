@@ -83,6 +83,7 @@ class Playtable(VectorEnv):
             control_hz=float(S.CONTROL_HZ),
             frame=FRAME,
             projections={name: S.static_projection(size) for name, size in cameras.items() if name == "static"},
+            hand_projections={name: S.wrist_projection(size) for name, size in cameras.items() if name == "wrist"},
         )
         self._make_spaces()
         self._painter = render.Painter(self.scenes, self.vla_spec.cameras, renderer, supersample, threads)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from policies.f1.model import ACTIONS, F1
 from policies.f1.tokenizer import build_tokenizer, from_signed, to_signed
 from policies.nn.acting import in_groups, still
-from policies.nn.images import Transform, draw_swap, normalise, resize, shift_pixels
+from policies.nn.images import Transform, draw_swap, normalise, resize, shift_pixels, swap_margin
 from policies.nn.inpainting import keep, read_plan
 from vla.spec import ACTION, STATE, TASK, Spec, UserError, image_key
 
@@ -155,7 +155,8 @@ class F1Policy(nn.Module):
             pictures, jitter = self.transform.resize(pictures), None
             if self.training:
                 if self.swap and PATH_PREFIX + c in batch:
-                    pictures = draw_swap(batch[PATH_PREFIX + c], self.swap, self.size)(pictures, pictures[:, now])
+                    margin = swap_margin(self.spec, c)
+                    pictures = draw_swap(batch[PATH_PREFIX + c], self.swap, self.size, margin)(pictures, pictures[:, now])
                 jitter = self.transform.jitter(c, len(pictures), pictures.device)
                 pictures = shift_pixels(pictures, jitter.shift)
             images[c] = normalise(resize(pictures[:, now], self.sees), jitter, dtype)

@@ -15,7 +15,7 @@ from policies.gr1 import foresight as frames_to_come
 from policies.gr1.heads import Flow, build_head, weighted_mean
 from policies.gr1.model import GR1
 from policies.nn.acting import in_groups, still
-from policies.nn.images import Transform, as_bytes, draw_swap, normalise, shift_pixels, to_pixels
+from policies.nn.images import Transform, as_bytes, draw_swap, normalise, shift_pixels, swap_margin, to_pixels
 from policies.nn.inpainting import read_plan
 from vla.spec import ACTION, STATE, TASK, Spec, UserError, image_key
 
@@ -139,7 +139,7 @@ class GR1Policy(nn.Module):
         pictures = {c: self.transform.resize(batch[image_key(c)]) for c in cameras}
         donors = {c: p[:, -1] for c, p in pictures.items()}
         swaps = {
-            c: draw_swap(batch[PATH_PREFIX + c], self.swap, self.size)
+            c: draw_swap(batch[PATH_PREFIX + c], self.swap, self.size, swap_margin(self.spec, c))
             for c in cameras
             if self.training and self.swap and PATH_PREFIX + c in batch
         }
@@ -165,7 +165,9 @@ class GR1Policy(nn.Module):
             prediction = self.model.imagine(tokens.flatten(0, 1), now)
             future = self.transform.resize(batch[FUTURE_PREFIX + camera][:some, steps])
             if camera in swaps:
-                future = swaps[camera](future, donors[camera])
+                moves = camera in self.spec.hand_projections
+                donor = self.transform.resize(batch[FUTURE_PREFIX + camera][:, -1:])[:, 0] if moves else donors[camera]
+                future = swaps[camera](future, donor)
             jitter = jitters[camera]
             if jitter is not None:
                 jitter = type(jitter)(*(x[:some] for x in jitter))

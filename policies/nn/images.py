@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vla.images import resize_area
-from vla.spec import UserError
+from vla.spec import Spec, UserError
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -53,9 +53,11 @@ SWAP_OVER = 0.1
 """How far a rectangle's centre may lie beyond the border."""
 SWAP_MARGIN = 0.08
 """How far it stays from the hand's path: room for a handle, a block or the button that the hand goes to, and for jitter."""
+SWAP_MARGIN_NEAR = 0.12
+"""The same in a picture from the hand, where things are larger."""
 
 
-def draw_swap(path: Tensor, chance: float, size: int) -> Swap:
+def draw_swap(path: Tensor, chance: float, size: int, margin: float = SWAP_MARGIN) -> Swap:
     """For a share `chance` of a batch, rectangles away from the path (B, K, 2) that the hand takes through the picture.
 
     What the hand does not visit does not matter for the task: with parts of other scenes there, a policy learns to find
@@ -65,12 +67,17 @@ def draw_swap(path: Tensor, chance: float, size: int) -> Swap:
     low, high = SWAP_SIDES
     half = (low + (high - low) * torch.rand(b, SWAPS, 2, device=device)) / 2
     centre = (1 + 2 * SWAP_OVER) * torch.rand(b, SWAPS, 2, device=device) - SWAP_OVER
-    touched = ((path[:, None] - centre[:, :, None]).abs() < half[:, :, None] + SWAP_MARGIN).all(-1).any(-1)
+    touched = ((path[:, None] - centre[:, :, None]).abs() < half[:, :, None] + margin).all(-1).any(-1)
     drawn = ~touched & (torch.rand(b, 1, device=device) < chance)
     cells = (torch.arange(size, device=device) + 0.5) / size
     columns, rows = ((cells - centre[..., i, None]).abs() < half[..., i, None] for i in (0, 1))
     mask = (rows[..., :, None] & columns[..., None, :] & drawn[..., None, None]).any(1)
     return Swap(mask, torch.randperm(b, device=device))
+
+
+def swap_margin(spec: Spec, camera: str) -> float:
+    """`draw_swap`'s margin for a camera."""
+    return SWAP_MARGIN_NEAR if camera in spec.hand_projections else SWAP_MARGIN
 
 
 def resize(images: Tensor, size: int, mode: str = "area") -> Tensor:

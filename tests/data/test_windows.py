@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from played import SPEC, episode, write
+from scipy.spatial.transform import Rotation
 
 from vla.data.store import Dataset, DatasetWriter, Segment, part_path
 from vla.data.windows import Windows
@@ -238,6 +239,21 @@ def test_the_hand_path_is_the_way_from_now_to_the_end_of_the_segment(tmp_path):
     np.testing.assert_allclose(batch["path.static"][8], expected[[10] * 5], rtol=1e-5)
     np.testing.assert_allclose(batch["path.static"][9], expected[[11, 13, 15, 17, 19]], rtol=1e-5)
     assert windows.fingerprint != Windows(tmp_path, batch_size=18, shuffle=False).fingerprint
+
+
+def test_a_riding_camera_sees_the_hands_path_from_where_the_hand_is(tmp_path):
+    matrix = (1.0, 0.0, 0.2, 0.0, 0.0, 1.0, 0.3, 0.0, 0.0, 0.0, 1.0, 0.0)  # along the hand's z
+    names = ("tcp_x", "tcp_y", "tcp_z", "tcp_roll", "tcp_pitch", "tcp_yaw")
+    spec = replace(SPEC, state=tuple(Entry(n, "1") for n in names), hand_projections={"wrist": matrix})
+    state = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
+    with DatasetWriter(tmp_path, spec, {}) as writer:
+        writer.append_episode(episode(0, 20) | {"observation.state": state}, [Segment(0, 20, "open", "open it")])
+    path = Windows(tmp_path, batch_size=20, shuffle=False, hand_path=20).batch(0)["path.wrist"][3]
+    here = Rotation.from_euler("xyz", state[3, 3:].astype(float))
+    for frame in (5, 12, 19):
+        x, y, z = here.inv().apply(state[frame, :3].astype(float) - state[3, :3])
+        seen = path[np.flatnonzero((3 + 16 * np.linspace(0, 1, 20)).astype(int) == frame)[0]]
+        np.testing.assert_allclose(seen, [x / z + 0.2, y / z + 0.3] if z > 0 else [-9, -9], rtol=1e-3, atol=1e-4)
 
 
 def test_cached_frames_are_the_same_and_made_once(played, tmp_path):

@@ -21,12 +21,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from vla.data.hand import HandPath
 from vla.data.source import FrameSource
 from vla.data.store import Dataset
 from vla.spec import ACTION, ENVIRONMENT_STATE, STATE, TASK, UserError, image_key
 
 PATH_PREFIX = "path."
-TCP = ("tcp_x", "tcp_y", "tcp_z")
 
 
 class Windows:
@@ -113,7 +113,7 @@ class Windows:
         self.vectors = [n for n in (STATE, *([ENVIRONMENT_STATE] if environment_state else [])) if n in self.dataset.vectors]
         episodes = self._choose_episodes(part, holdout, max_frames)
         self._now, self._segment = self._choose_frames(episodes, segments)
-        self._hand = _hand_in_pictures(self.dataset, self.cameras) if hand_path else {}
+        self._hand = HandPath(self.dataset, self.cameras) if hand_path else None
         self.hand_path = hand_path
         self._order = lru_cache(maxsize=2)(self._shuffled)
         self._texts_of_task = self._group_instructions()
@@ -136,7 +136,7 @@ class Windows:
         settings = (
             *(self.dataset.digest, self.batch_size, self.seed, self.shuffle, self.history, self.history_stride, self.chunk),
             *(self.foresight_steps, self.actions_until, self.shuffle_instructions, self.vectors, sorted(self.sizes.items())),
-            *([self.hand_path] if self._hand else []),
+            *([self.hand_path, self._hand.cameras] if self._hand else []),
         )
         return hashlib.sha256(repr(settings).encode() + self._now.tobytes()).hexdigest()[:16]
 
@@ -182,8 +182,8 @@ class Windows:
         if self._hand:
             last = self._bounds(segment, start, end)[1] - 1
             way = now[:, None] + (last - now[:, None]) * np.linspace(0, 1, self.hand_path)
-            for camera, places in self._hand.items():
-                batch[PATH_PREFIX + camera] = torch.from_numpy(places[way.astype(np.int64)])
+            for camera, places in self._hand(now, way.astype(np.int64)).items():
+                batch[PATH_PREFIX + camera] = torch.from_numpy(places)
         texts = self._instruction_numbers(segment, rng)
         batch[TASK] = [data.instructions[i] for i in texts]
         batch["task.index"] = torch.from_numpy(texts)
@@ -251,20 +251,6 @@ class Windows:
     def _group_instructions(self) -> list[np.ndarray]:
         tasks, texts = self.dataset.segments["task"], self.dataset.segments["instruction"]
         return [np.unique(texts[tasks == k]) for k in range(len(self.dataset.tasks))]
-
-
-def _hand_in_pictures(dataset: Dataset, cameras: Sequence[str]) -> dict[str, np.ndarray]:
-    """Where the tool centre point is in each picture of the cameras that stand still: camera -> float32 (F, 2)."""
-    names = [entry.name for entry in dataset.spec.state]
-    known = {c: np.reshape(m, (3, 4)) for c, m in dataset.spec.projections.items() if c in cameras}
-    if not known or not {*TCP} <= set(names):
-        raise UserError(
-            f"dataset {dataset.path} does not say where the hand is in a picture (projections of {sorted(known)}, "
-            f"{len({*TCP} & set(names))} of the state entries {', '.join(TCP)}): collect it anew or set policy.augment.swap=0."
-        )
-    points = dataset.vectors[STATE][:, [names.index(name) for name in TCP]]
-    found = {c: points @ matrix[:, :3].T + matrix[:, 3] for c, matrix in known.items()}
-    return {c: (uvw[:, :2] / uvw[:, 2:]).astype(np.float32) for c, uvw in found.items()}
 
 
 def _ranges(starts: np.ndarray, ends: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

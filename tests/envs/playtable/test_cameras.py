@@ -70,6 +70,22 @@ def test_the_projection_says_where_a_point_shows(size):
         np.testing.assert_allclose(v / w * size[0], size[0] / 2 - focal * up / -back, atol=1e-3)
 
 
+@pytest.mark.parametrize("size", [(64, 64), (60, 100)])
+def test_the_wrists_projection_is_in_the_hands_frame(size):
+    model = S.build("D")
+    data = mujoco.MjData(model)
+    data.qpos[4:11] = np.array(L.HOME_JOINTS) + 0.2
+    mujoco.mj_forward(model, data)
+    camera, axes, tip = data.camera("wrist"), data.site("tcp").xmat.reshape(3, 3), data.site("tcp").xpos
+    matrix = np.reshape(S.wrist_projection(size), (3, 4))
+    for ahead in np.random.default_rng(0).uniform(-0.1, 0.1, (20, 3)):
+        right, up, back = camera.xmat.reshape(3, 3).T @ (tip + axes @ ahead - camera.xpos)
+        focal = size[0] / 2 / np.tan(np.deg2rad(model.camera("wrist").fovy[0]) / 2)
+        u, v, w = matrix @ [*ahead, 1]
+        np.testing.assert_allclose(u / w * size[1], size[1] / 2 + focal * right / -back, atol=1e-3)
+        np.testing.assert_allclose(v / w * size[0], size[0] / 2 - focal * up / -back, atol=1e-3)
+
+
 def test_the_wrist_camera_rides_on_the_hand():
     model = S.build("D")
     data = mujoco.MjData(model)
