@@ -27,7 +27,8 @@ class FrameSource:
     frames: the ones that can be asked for, int64 ascending. mode: "memory" loads them once, "stream" reads what each batch
     asks for, "auto" takes memory if they fit into `memory_gb` (default: 60 % of what is free on `device`) and says which.
     cache: a folder in which the frames that memory would hold are kept as files; all processes of a machine then share one
-    copy in its page cache, and the next run begins at once. Its files can be deleted at any time between runs.
+    copy in its page cache, and the next run begins at once. On a CPU `auto` always takes it, as what does not fit the page
+    cache is read from the file again, already at its size. Its files can be deleted at any time between runs.
     """
 
     def __init__(
@@ -45,8 +46,9 @@ class FrameSource:
         self._pool = ThreadPoolExecutor(threads, "frames")
         need = len(frames) * sum(3 * h * w for h, w in sizes.values()) / GIGABYTE
         free = _free_gb(self.device) if memory_gb is None else memory_gb
-        self.in_memory = mode == "memory" or (mode == "auto" and need <= free)
-        how = "loading" if self.in_memory else "streaming"
+        mapped = cache is not None and self.device.type == "cpu"
+        self.in_memory = mode == "memory" or (mode == "auto" and (need <= free or mapped))
+        how = "mapping" if self.in_memory and mapped else "loading" if self.in_memory else "streaming"
         print(f"windows: {how} {len(frames)} frames of {dataset.path} ({need:.1f} GB; {free:.1f} GB may be filled)", flush=True)
         if self.in_memory:
             self._row = np.zeros(dataset.num_frames, np.int64)
