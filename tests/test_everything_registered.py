@@ -13,6 +13,7 @@ from served import Still, serving
 
 import conf
 from vla.checkpoint import build_policy
+from vla.control.takeover import make_teleoperator
 from vla.data.windows import Windows
 from vla.policy import Imagining, Policy
 from vla.spec import ENVIRONMENT_STATE, IMAGE_PREFIX, STATE
@@ -70,7 +71,8 @@ def port(world):
 
 def test_no_group_is_left_out():
     assert {path.name for path in CONF.iterdir() if path.is_dir() and list(path.glob("*.yaml"))} == {
-        "data", "env", "executor", "experiment", "policy", "robot", "source", "tokenizer", "trainer",
+        "data", "env", "executor", "experiment", "policy", "robot", "source", "teleop", "tokenizer",
+        "trainer",
     }  # fmt: skip
     assert set(COMMANDS) == {path.stem for path in CONF.glob("*.yaml")} - {"command"}
 
@@ -191,6 +193,13 @@ def test_robot(name):
     world = instantiate(OmegaConf.load(CONF / "robot" / f"{name}.yaml").world, _convert_="all")
     assert world.single_action_space.shape == (len(world.vla_spec.action),)
     world.close()
+
+
+@pytest.mark.parametrize("name", names("teleop"))
+def test_teleop(name):
+    config = OmegaConf.to_container(composed("control", f"teleop={name}", "out=x").teleop)
+    device = make_teleoperator(config["device"], config["plugins"])
+    assert {row["feature"] for row in config["action"].values()} <= set(device.action_features)
 
 
 @pytest.mark.parametrize("name", names("data"))

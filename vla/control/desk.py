@@ -4,6 +4,7 @@ Ctrl-C, SIGTERM, the file        stop
 Enter                            stop
 a sentence, Enter                follow it from now on
 y, Enter / n, Enter              the instruction is done / has failed: on to the next
+t, Enter                         a person takes over, or gives back (vla/control/takeover.py)
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import queue
 import select
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,6 +25,7 @@ class Desk:
     """A context in which signals only leave word; what was there before comes back afterwards. For the main thread.
 
     stop_file: stops as soon as it exists; one from before is removed. keyboard: a file descriptor, None for no keyboard.
+    commands: lines that are obeyed at once, by whoever asks what was typed. taken: whether a person drives the arm now.
     """
 
     def __init__(self, stop_file: str | Path, keyboard: int | None = 0) -> None:
@@ -31,6 +34,8 @@ class Desk:
         self._typed: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._reason: str | None = None
         self._before: dict[Any, Any] = {}
+        self.commands: dict[str, Callable[[], None]] = {}
+        self.taken = False
 
     def __enter__(self) -> Self:
         self._file.unlink(missing_ok=True)
@@ -53,11 +58,15 @@ class Desk:
         return self._reason
 
     def typed(self) -> str | None:
-        """The next line that was typed, without its end."""
+        """The next line that was typed and is no command, without its end."""
         try:
-            return self._typed.get_nowait()
+            line = self._typed.get_nowait()
         except queue.Empty:
             return None
+        if line not in self.commands:
+            return line
+        self.commands[line]()
+        return None
 
     def _signalled(self, number: int, frame: Any) -> None:
         self._reason = signal.Signals(number).name

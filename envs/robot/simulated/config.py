@@ -1,10 +1,11 @@
-"""The simulated robot's configuration in LeRobot's registry: `--robot.type=playtable`."""
+"""The simulated robot and its keys in LeRobot's registry: `--robot.type=playtable`, `--teleop.type=playtable_keys`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from lerobot.robots.config import RobotConfig
+from lerobot.teleoperators.config import TeleoperatorConfig
 
 
 @dataclass
@@ -44,3 +45,17 @@ class SimulatedPlaytableConfig(RobotConfig):
     folder: str | None = None
     disturbance: Disturbance = field(default_factory=Disturbance)
     seed: int = 0
+
+
+@TeleoperatorConfig.register_subclass("playtable_keys")
+@dataclass(kw_only=True)
+class PlaytableKeysConfig(TeleoperatorConfig):
+    """terminal: whose keys are taken; `tty` says what a terminal is called, and `sleep inf` keeps its shell from reading along.
+
+    speed: units of the action that a key is worth. key_s: how long it counts. gripper: the command before space is pressed.
+    """
+
+    terminal: str = "/dev/tty"
+    speed: float = 0.5
+    key_s: float = 0.15
+    gripper: float = 1.0
