@@ -10,7 +10,7 @@ depend on how many worlds run, in which order, or in which process.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,9 +25,13 @@ from vla.spec import UserError
 class Chain(Protocol):
     """Tasks to do in a row from one start."""
 
-    tasks: tuple[str, ...]
-    robot_obs: np.ndarray
-    scene_obs: np.ndarray
+    @property
+    def tasks(self) -> tuple[str, ...]: ...
+
+    @property
+    def start(self) -> Mapping[str, np.ndarray]:
+        """The world's reset options."""
+        ...
 
 
 class Benchmark(Protocol):
@@ -54,7 +58,7 @@ def no_recorder(number: int, chain: Chain, attempts: Attempts) -> Recorder | Non
 
 def play_chain(number: int, chain: Chain, benchmark: Benchmark, attempts: Attempts, split: str, seed: int) -> Script:
     """The script of one chain. Returns `attempts`, which grows by {task, instruction, solved, steps} as tasks end."""
-    state = yield Reset({"robot_obs": chain.robot_obs, "scene_obs": chain.scene_obs})
+    state = yield Reset(chain.start)
     for turn, task in enumerate(chain.tasks):
         start, solved, steps = state, False, 0
         policy_seed = int(np.random.SeedSequence([seed, number, turn]).generate_state(1)[0])
