@@ -14,7 +14,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from vla.spec import STATE, Entry, Spec, image_key
+from vla.spec import PLAN, PLAN_WEIGHT, STATE, Entry, Spec, image_key
 
 GOALS = {"red": (0.1, 0.1), "green": (0.9, 0.1), "blue": (0.9, 0.9), "white": (0.1, 0.9)}
 TASKS = tuple(f"reach_{colour}" for colour in GOALS)
@@ -94,6 +94,13 @@ class PointWorld(VectorEnv):
             self.observe(fresh & self.seen)
         images = {image_key(camera): self.pictures.copy() for camera in self.vla_spec.cameras}
         return {**images, STATE: self.points.astype(np.float32)}
+
+
+class HoldingWorld(PointWorld):
+    """Points that can also hold: with the press down, so that a hold can be told from a world that is idle."""
+
+    def holding(self) -> np.ndarray:
+        return np.tile(np.array([0, 0, 0, 0, 0, 0, -1], np.float32), (self.num_envs, 1))
 
 
 def near(state: tuple[float, float], task: str) -> bool:
@@ -188,3 +195,17 @@ class PointPolicy:
             camera: np.full(shape, 7, np.uint8) * (memory["asked"] % 2)[:, None, None, None].astype(np.uint8)
             for camera in self.spec.cameras
         }
+
+
+class ContinuingPolicy(PointPolicy):
+    """Goes on from the plan that it is shown, as far as each action weighs."""
+
+    continues = True
+
+    def act(self, observation: Any, memory: Any) -> Any:
+        chunk, memory = super().act(observation, memory)
+        if PLAN in observation:
+            plan, weight = observation[PLAN], observation[PLAN_WEIGHT][:, :, None]
+            length = plan.shape[1]
+            chunk[:, :length] = (1 - weight) * chunk[:, :length] + weight * plan
+        return chunk, memory

@@ -3,33 +3,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from pointworld import PointPolicy, PointWorld, point_spec
+from pointworld import ContinuingPolicy, HoldingWorld, PointPolicy, PointWorld, point_spec
 
 from vla.executor import RealTime, RecedingHorizon, TemporalEnsemble
 from vla.rollout import Follow, Job, Reset, Timing, delay_steps, merge, rollout, select
-from vla.spec import PLAN, PLAN_WEIGHT, STATE, TASK, UserError, image_key
-
-
-class HoldingWorld(PointWorld):
-    """A point that can also hold: with its press up, so that a hold can be told from a world that is idle."""
-
-    def holding(self):
-        return np.tile(np.float32([0, 0, 0, 0, 0, 0, -1]), (self.num_envs, 1))
-
-
-class Continuing(PointPolicy):
-    """Goes on from the plan that it is shown, as far as each action weighs."""
-
-    continues = True
-
-    def act(self, observation, memory):
-        chunk, memory = super().act(observation, memory)
-        if PLAN not in observation:
-            return chunk, memory
-        plan, weight = observation[PLAN], observation[PLAN_WEIGHT][:, :, None]
-        length = plan.shape[1]
-        chunk[:, :length] = (1 - weight) * chunk[:, :length] + weight * plan
-        return chunk, memory
+from vla.spec import STATE, TASK, UserError, image_key
 
 
 class Tape:
@@ -77,9 +55,9 @@ def play(worlds, keys=range(9), policy=None, executor=None, delay_s=0.0):
 @pytest.mark.parametrize("history", [False, True])
 @pytest.mark.parametrize("delay_s", [0.0, 0.05, 0.1])
 def test_a_job_does_the_same_whatever_runs_beside_it(executor, history, delay_s):
-    alone, _ = play(1, policy=Continuing(6, history=history), executor=executor(), delay_s=delay_s)
+    alone, _ = play(1, policy=ContinuingPolicy(6, history=history), executor=executor(), delay_s=delay_s)
     for worlds, keys in [(3, range(9)), (8, reversed(range(9))), (20, range(9))]:
-        together, _ = play(worlds, keys, Continuing(6, history=history), executor(), delay_s)
+        together, _ = play(worlds, keys, ContinuingPolicy(6, history=history), executor(), delay_s)
         assert together.keys() == alone.keys()
         for key, (path, tape) in alone.items():
             other_path, other = together[key]

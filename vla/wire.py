@@ -1,13 +1,14 @@
 """What goes over the wire between a policy server and its clients. All messages are msgpack maps; arrays in them are encoded
 as openpi does it (Physical Intelligence, 2024), so that its clients and servers understand ours.
 
-    server   metadata, at once: {"protocol", "version", "spec", "history", "foresight_steps", "policy"}
+    server   metadata, at once: {"protocol", "version", "spec", "history", "foresight_steps", "continues", "policy"}
     client   {"hello": {"version": 1, "spec": ...}}         a client of openpi leaves this out
     server   {"ready": True}                                or the reason against it, and the end
     client   an observation of one world (names of vla.spec, no leading N), and what to do with it:
                  reset: True     forget all that came before it
                  seed: int       with reset: what the policy draws from
                  remember: True  take it in; no actions are wanted now
+                 plan: (L, A), plan.weight: (L,)   what a policy that `continues` shall go on from (vla.spec)
              or {"foresee": True} instead of an observation
     server   {"actions": float32 (horizon, A), "server_timing": {...}}, or {"imagined": {camera: uint8 (H, W, 3)}, ...}
 

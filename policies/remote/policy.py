@@ -12,7 +12,7 @@ import numpy as np
 
 from policies.remote.connection import Connection, Loop
 from vla.policy import Memory, Observation
-from vla.spec import ENVIRONMENT_STATE, STATE, TASK, Spec, UserError, image_key
+from vla.spec import ENVIRONMENT_STATE, PLAN, PLAN_WEIGHT, STATE, TASK, Spec, UserError, image_key
 
 Answer = tuple[dict[Any, Any], float]
 """A server's reply, and the milliseconds until it came."""
@@ -60,6 +60,7 @@ class Remote:
         self._names: Mapping[str, str] | None = None if first.ours else openpi["names"]
         self.spec = Spec.from_dict(first.metadata["spec"]) if first.ours else _believed(spec or Spec(), openpi)
         self.history = bool(first.metadata["history"]) if first.ours else False
+        self.continues = first.ours and bool(first.metadata.get("continues", False))  # older servers do not say
         if first.ours and first.metadata["foresight_steps"] is not None:  # then this meets `vla.policy.Imagining`, too
             self.foresight_steps, self.foresee = int(first.metadata["foresight_steps"]), self._foresee
 
@@ -116,6 +117,7 @@ class Remote:
         if names is None:
             vectors = {STATE: spec.state, ENVIRONMENT_STATE: spec.environment_state}
             read = [*map(image_key, spec.cameras), *(name for name, entries in vectors.items() if entries), TASK]
+            read += [PLAN, PLAN_WEIGHT] if self.continues else []
             names = {name: name for name in read}
         return [{theirs: observation[name][i] for name, theirs in names.items() if name in observation} for i in range(count)]
 

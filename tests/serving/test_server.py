@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import socket
 import threading
 import time
@@ -10,7 +11,7 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
-from pointworld import SIZE, PointPolicy
+from pointworld import SIZE, ContinuingPolicy, PointPolicy
 from served import Client, array, plain, serving
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -74,6 +75,32 @@ def test_actions_are_those_of_the_policy_and_memory_is_kept_and_reset():
                 assert reply["server_timing"]["infer_ms"] > 0
                 assert reply["server_timing"]["wait_ms"] >= 0
                 assert ("prev_total_ms" in reply["server_timing"]) == bool(again or step is not steps[0])
+
+
+def test_a_plan_is_checked_before_a_policy_sees_it():
+    policy, zeros = ContinuingPolicy(6), np.zeros((4, 7), np.float32)
+    with serving(policy) as port, Client(port) as client, serving(PointPolicy()) as other, Client(other) as deaf:
+        assert client.metadata["continues"] is True
+        assert deaf.metadata["continues"] is False
+        shown = {"plan": array(zeros + 0.5), "plan.weight": array(np.array([1, 1, 0.5, 0], np.float32))}
+        chunk = client.ask(seen(reset=True, seed=5, **shown))["actions"]
+        free = local(policy, 5, seen())[0]
+        np.testing.assert_allclose(chunk, [*zeros[:2] + 0.5, (free[2] + 0.5) / 2, *free[3:]], atol=1e-6)
+        np.testing.assert_array_equal(
+            deaf.ask(seen(reset=True, seed=5, **shown))["actions"], local(PointPolicy(), 5, seen())[0]
+        )
+        for bad, words in (
+            ({"plan": array(zeros[:, :6])}, r"plan is an array of float32 \(4, 6\): send at most 1000 actions of 7"),
+            ({"plan": array(np.zeros((1001, 7)))}, "send at most 1000"),
+            ({"plan": array(zeros * np.nan)}, "finite"),
+            ({"plan": [1, 2]}, "send at most 1000"),
+            ({"plan.weight": array(np.ones(3))}, "send 4 finite numbers"),
+            ({"plan.weight": array(np.full(4, 1.5))}, "from 1.5 to 1.5: send numbers from 0 to 1"),
+        ):
+            assert re.search(words, client.ask(seen(**{**shown, **bad})))
+        message = seen(**shown)
+        del message["plan.weight"]
+        assert "no 'plan.weight'" in client.ask(message)
 
 
 def test_each_connection_has_a_memory_of_its_own():

@@ -10,11 +10,13 @@ import numpy as np
 
 from vla.policy import Memory
 from vla.serving.batcher import Batcher, Request
-from vla.spec import ENVIRONMENT_STATE, STATE, TASK, Spec, UserError, image_key, require_match
+from vla.spec import ENVIRONMENT_STATE, PLAN, PLAN_WEIGHT, STATE, TASK, Spec, UserError, image_key, require_match
 from vla.wire import PROTOCOL, VERSION, decode, encode
 
 LONGEST_TASK = 1000
 """Characters of an instruction."""
+LONGEST_PLAN = 1000
+"""Actions of a plan that is shown."""
 LONGEST_COMPLAINT = 1000
 """A sentence may quote what a client sent, but not all of it."""
 
@@ -40,7 +42,7 @@ class Session:
         policy = self.batcher.policy
         foresight = policy.foresight_steps if hasattr(policy, "foresee") else None
         about = {"spec": policy.spec.to_dict(), "history": policy.history, "foresight_steps": foresight, "policy": self.title}
-        return encode({"protocol": PROTOCOL, "version": VERSION, **about})
+        return encode({"protocol": PROTOCOL, "version": VERSION, "continues": self._continues, **about})
 
     async def answer(self, frame: bytes | str) -> bytes:
         """The reply to a frame; raises UserError saying what is wrong with it, Mismatch if that cannot be mended."""
@@ -63,6 +65,8 @@ class Session:
     async def ask(self, kind: str, message: Mapping[Any, Any] | None) -> dict[str, Any]:
         """Put one request to the policy and keep the new memory."""
         row = {} if message is None else observation(message, self.batcher.policy.spec)
+        if message is not None and kind == "act" and self._continues and PLAN in message:
+            row |= plan(message, len(self.batcher.policy.spec.action))
         request = Request(id(self), kind, row, self.memory, self.seed if self.fresh else None)
         await self.batcher.answer(request)
         self.memory, self.fresh = request.memory, False
@@ -76,6 +80,10 @@ class Session:
     def complaint(self, sentence: str) -> bytes | str:
         """The frame that tells what is wrong."""
         return sentence[:LONGEST_COMPLAINT]
+
+    @property
+    def _continues(self) -> bool:
+        return bool(getattr(self.batcher.policy, "continues", False))
 
     def _kind(self, message: Mapping[Any, Any]) -> str:
         if message.get("foresee") is not True:
@@ -124,6 +132,18 @@ def observation(message: Mapping[Any, Any], spec: Spec) -> dict[str, Any]:
     if not isinstance(task, str) or len(task) > LONGEST_TASK:
         raise UserError(f"{TASK} is {_shape(task)}: send the instruction, a string of at most {LONGEST_TASK} characters.")
     return {**row, TASK: str(task)}
+
+
+def plan(message: Mapping[Any, Any], entries: int) -> dict[str, np.ndarray]:
+    """The rest of a plan that a message shows, checked; raises UserError naming what does not fit."""
+    shown = message[PLAN]
+    if not isinstance(shown, np.ndarray) or shown.shape[1:] != (entries,) or len(shown) > LONGEST_PLAN:
+        raise UserError(f"{PLAN} is {_shape(shown)}: send at most {LONGEST_PLAN} actions of {entries} numbers.")
+    actions = _numbers(PLAN, shown.reshape(-1), shown.size).reshape(shown.shape)
+    weight = _numbers(PLAN_WEIGHT, _value(message, PLAN_WEIGHT), len(shown))
+    if ((weight < 0) | (weight > 1)).any():
+        raise UserError(f"{PLAN_WEIGHT} reaches from {weight.min():g} to {weight.max():g}: send numbers from 0 to 1.")
+    return {PLAN: actions, PLAN_WEIGHT: weight}
 
 
 def _value(message: Mapping[Any, Any], name: str) -> Any:

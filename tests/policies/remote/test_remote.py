@@ -11,14 +11,14 @@ from contextlib import contextmanager
 import msgpack
 import numpy as np
 import pytest
-from pointworld import SIZE, Benchmark, PointPolicy, PointWorld, point_spec
+from pointworld import SIZE, Benchmark, ContinuingPolicy, HoldingWorld, PointPolicy, PointWorld, point_spec
 from served import array, plain, serving
 from websockets.server import ServerProtocol
 from websockets.sync.server import serve
 
 from policies.remote import Remote
 from vla.evaluation.long_horizon import evaluate
-from vla.executor import RecedingHorizon
+from vla.executor import RealTime, RecedingHorizon
 from vla.policy import Imagining, Policy
 from vla.spec import Spec, UserError
 
@@ -76,14 +76,27 @@ def test_a_policy_that_does_not_imagine_does_not_so_from_afar():
         assert not isinstance(remote(port), Imagining)
 
 
-def test_a_benchmark_scores_the_same_through_the_socket():
-    def play(policy) -> list:
-        numbers = range(6)
-        return sorted(
-            (r["chain"], r["solved"], sum(a["steps"] for a in r["attempts"]))
-            for r in evaluate(PointWorld(3), policy, Benchmark(), numbers, RecedingHorizon(2), "validation", 0)
-        )
+def play(policy, world=PointWorld, executor=RecedingHorizon, delay_s=0.0) -> list:
+    rules = (Benchmark(), range(6), executor(2), "validation", 0)
+    return sorted(
+        (r["chain"], r["solved"], sum(a["steps"] for a in r["attempts"]))
+        for r in evaluate(world(3), policy, *rules, delay_s=delay_s)
+    )
 
+
+def test_plans_are_continued_through_the_socket():
+    settings = (HoldingWorld, RealTime, 0.1)
+    policy = ContinuingPolicy(8)
+    with serving(policy) as port:
+        there = remote(port)
+        assert there.continues
+        assert play(there, *settings) == play(policy, *settings) != play(policy, HoldingWorld, RecedingHorizon, 0.1)
+        there.close()
+    with serving(PointPolicy()) as port, pytest.raises(UserError, match="Remote cannot"):
+        play(remote(port), *settings)
+
+
+def test_a_benchmark_scores_the_same_through_the_socket():
     policy = PointPolicy()
     with serving(policy) as port:
         there = remote(port)
