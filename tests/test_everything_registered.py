@@ -8,6 +8,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from hydra.utils import get_method, instantiate
+from lerobot_folders import dataset, train
 from omegaconf import DictConfig, OmegaConf
 from served import Still, serving
 
@@ -69,6 +70,12 @@ def port(world):
         yield port
 
 
+@pytest.fixture
+def folder(tmp_path):
+    """Of a policy that LeRobot saved."""
+    return train("act", dataset(tmp_path / "data"), tmp_path / "act", steps=1)
+
+
 def test_no_group_is_left_out():
     assert {path.name for path in CONF.iterdir() if path.is_dir() and list(path.glob("*.yaml"))} == {
         "data", "env", "executor", "experiment", "policy", "robot", "source", "teleop", "tokenizer",
@@ -122,6 +129,8 @@ def test_policy_acts(name, world, request):
     config = OmegaConf.merge(composed("train", f"policy={name}").policy, LIGHTER.get(name, {}))
     if name == "remote":
         config.url = f"ws://127.0.0.1:{request.getfixturevalue('port')}"
+    if name == "lerobot":
+        config.path = str(request.getfixturevalue("folder"))
     observation, _ = world.reset(seed=0)
     benchmark = instantiate(composed("evaluate").env.benchmark)
     observation["task"] = [benchmark.instructions(task, "train")[0] for task in benchmark.chains()[0].tasks[:2]]
@@ -139,7 +148,7 @@ def test_policy_acts(name, world, request):
         assert all(frame.dtype == np.uint8 and frame.shape[::3] == (2, 3) for frame in frames.values())
 
 
-@pytest.mark.parametrize("name", [name for name in names("policy") if name not in ("expert", "remote")])
+@pytest.mark.parametrize("name", [name for name in names("policy") if name not in ("expert", "remote", "lerobot")])
 def test_policy_learns(name, world):
     config = OmegaConf.merge(composed("train", f"policy={name}").policy, LIGHTER.get(name, {}))
     torch.manual_seed(0)

@@ -77,6 +77,8 @@ def _play(share: tuple[dict[str, Any], Sequence[int], Sequence[int]]) -> Iterato
         config.env.world.cameras = {name: list(size) for name, size in policy.spec.cameras.items()}
     config.env.world.num_worlds = min(config.env.world.num_worlds, len(numbers))
     world = instantiate(config.env.world, _convert_="all")
+    if hasattr(policy, "believe"):  # other people's policies do not say what their numbers mean
+        policy.believe(world.vla_spec)
     films: dict[int, Film] = {}
 
     def record(number: int, chain: Chain, attempts: Attempts) -> Recorder | None:
@@ -108,7 +110,7 @@ def build_policy(config: DictConfig) -> Any:
 def _settings(config: DictConfig, policy: Any, world: Any, benchmark: Any, executor: Any) -> dict[str, Any]:
     """All that a score depends on: two slices may be merged if these agree."""
     if not config.checkpoint:
-        settings: dict[str, Any] = {"policy": config.policy._target_.rpartition(".")[2]}
+        settings: dict[str, Any] = {"policy": config.policy._target_.rpartition(".")[2], **getattr(policy, "facts", {})}
     else:
         checkpoint = read_checkpoint(config.checkpoint)
         numbers: Any = OmegaConf.merge(checkpoint.config, config.override)

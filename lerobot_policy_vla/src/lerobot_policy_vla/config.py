@@ -17,8 +17,8 @@ from vla.spec import UserError
 @dataclass
 class VlaConfig(PreTrainedConfig):
     """preset: name of a config in conf/policy. changes: numbers of it to change, nested as in that file, such as
-    `--policy.changes='{history: 10, foresight: {steps: 5}}'`. network: all the numbers that come of it; a checkpoint has
-    them, and needs no preset any more.
+    `--policy.changes='{history: 10, foresight: {steps: 5}}'`. network: all the numbers that come of both; a checkpoint
+    has them, and nothing else is read any more.
     spec: the Spec (as a dict) of what the policy was trained on; it comes with the dataset.
     init_from: checkpoint of ours whose weights a new policy starts from.
     n_action_steps: actions of a chunk that are executed before the policy is asked again.
@@ -52,6 +52,7 @@ class VlaConfig(PreTrainedConfig):
         if not 1 <= self.n_action_steps <= network.chunk:
             raise UserError(f"n_action_steps is {self.n_action_steps}: give 1 to {network.chunk}, the length of a chunk.")
         self.network = OmegaConf.to_container(network, resolve=True)  # type: ignore[assignment]
+        self.changes = {}
         self.n_obs_steps = self.network["history"]
 
     @property
@@ -99,4 +100,5 @@ class VlaConfig(PreTrainedConfig):
 def _preset(name: str) -> Any:
     with initialize_config_module("conf", version_base="1.3"):
         config = compose("train", [f"policy={name}"]).policy
+    OmegaConf.set_struct(config, False)
     return OmegaConf.merge(config, {"augment": {"swap": 0.0}})

@@ -88,7 +88,8 @@ class VlaPolicy(PreTrainedPolicy):
             windows[STATE] = batch[STATE][:, past]
         first, chunk = config.action_delta_indices[0], config.network["chunk"]
         steps = torch.tensor([[step - first + k for k in range(chunk)] for step in config.history_steps])
-        windows[ACTION], windows["action.mask"] = batch[ACTION][:, steps], ~batch["action_is_pad"][:, steps]
+        windows[ACTION] = batch[ACTION][:, steps]
+        windows["action.mask"] = ~batch["action_is_pad"][:, steps] & windows["frame.mask"][..., None]
         return windows
 
     # Acting
