@@ -1,11 +1,14 @@
 """GR-1 and F1 behind LeRobot's interface, in this process: the same windows, the same actions, one folder for both worlds."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from lerobot.configs import PreTrainedConfig
+from lerobot.configs.default import DatasetConfig
+from lerobot.configs.train import TrainPipelineConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.factory import make_policy, make_pre_post_processors
 from lerobot_folders import SENTENCES, SPEC, dataset, seen
@@ -106,7 +109,8 @@ def test_one_folder_for_both_worlds(data, changes, tmp_path):
     assert config.network == policy.config.network
     assert Spec.from_dict(config.spec) == spec_of(meta)
     assert set(config.input_features) == {"observation.images.static", "observation.images.wrist", STATE}
-    again = type(policy).from_pretrained(tmp_path)
+    config.pretrained_path = tmp_path
+    again = make_policy(config, ds_meta=meta)
     ours, through = load_policy(tmp_path), LeRobot(SPEC, path=str(tmp_path), names={}, override={}, device="cpu")
     assert ours.spec == spec_of(meta) == through.spec
     assert ours.history == through.history == bool(changes)
@@ -124,6 +128,34 @@ def test_one_folder_for_both_worlds(data, changes, tmp_path):
             here = ours.remember(frame, here) if ours.history else here
             place = through.remember(frame, place) if through.history else place
         np.testing.assert_array_equal(action, expected[0, step % config.n_action_steps])
+
+
+def test_f1_starts_from_a_trained_tokenizer(data, tmp_path):
+    blind, _ = made(data, F1Config, {"foresight": {"scales": 0, "history_scales": 2}})
+    blind.policy.tokenizer.steps.data.fill_(1)  # as if it had been trained
+    save_checkpoint(tmp_path, blind.policy, blind.config.network, {})
+    policy, meta = made(data, F1Config, init_from=str(tmp_path))
+    tokens = policy.policy.tokenizer.state_dict()
+    assert all(torch.equal(tokens[name], value) for name, value in blind.policy.tokenizer.state_dict().items())
+    _, parts = policy.forward(loaded(data, policy.config, meta, [0, 5]))
+    assert set(parts) == {"flow", "foresight_static"}
+
+
+def test_lerobot_s_own_dataset_has_names_only(data, tmp_path):
+    plain = shutil.copytree(data, tmp_path / "plain")
+    (plain / "meta/vla.json").unlink()
+    policy, _ = made(plain)
+    spec = policy.policy.spec
+    assert [entry.name for entry in spec.state] == [entry.name for entry in SPEC.state]
+    assert {(entry.unit, entry.low, entry.high) for entry in spec.action} == {("1", -1.0, 1.0)}
+    assert (spec.control_hz, spec.action_kind, spec.frame) == (30.0, "relative_pose", "")
+
+
+def test_a_run_s_config_is_read_again(data, tmp_path):
+    policy, _ = made(data)
+    TrainPipelineConfig(dataset=DatasetConfig("local/tiny"), policy=policy.config).save_pretrained(tmp_path)
+    again = TrainPipelineConfig.from_pretrained(tmp_path).policy
+    assert (again.network, Spec.from_dict(again.spec)) == (policy.config.network, SPEC)
 
 
 def test_frozen_towers_are_not_saved(data, tmp_path):

@@ -7,14 +7,13 @@ MAE) are not in it, as in our own checkpoints: they are read again from where th
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lerobot
-import numpy as np
 import torch
 from lerobot.policies.pretrained import PreTrainedPolicy
 from safetensors.torch import load_file
@@ -22,7 +21,8 @@ from torch import Tensor
 
 from lerobot_policy_vla.config import VlaConfig
 from vla.checkpoint import build_policy, load_matching, save_checkpoint
-from vla.spec import ACTION, IMAGE_PREFIX, STATE, TASK, Entry, Spec, UserError, image_key, require_match
+from vla.data.convert.lerobot import spec_of as lerobot_spec_of
+from vla.spec import ACTION, STATE, TASK, Spec, UserError, image_key, require_match
 
 PREFIX = "policy."
 """Under which `state_dict` has the weights; in files they have none."""
@@ -155,23 +155,9 @@ def _pixels(images: Tensor) -> Tensor:
 
 
 def spec_of(meta: Any) -> Spec:
-    """The Spec of a LeRobotDataset: the one that `vla-convert` left in it, or what its feature names tell.
+    """The Spec of a LeRobotDataset: the one that `vla-convert` left in it, or what its names tell.
 
-    Then the numbers are believed to be CALVIN's, which is what our policies read: 15 and 7 of them, actions in -1..1.
+    Then its numbers are believed to be CALVIN's, which is what our policies read: 15 and 7 of them, actions in -1..1.
     """
-    ours = Path(meta.root) / "meta" / "vla.json"
-    if ours.is_file():
-        return Spec.from_dict(json.loads(ours.read_text())["spec"])
-    features = meta.features
-    cameras = {}
-    for key in meta.camera_keys:
-        height, width = np.array(features[key]["shape"])[[-2, -1] if features[key]["shape"][0] == 3 else [0, 1]]
-        cameras[key.removeprefix(IMAGE_PREFIX)] = (int(height), int(width))
-    names = {key: [str(n) for n in features[key]["names"]] for key in (STATE, ACTION) if key in features}
-    return Spec(
-        cameras=cameras,
-        state=tuple(Entry(name, "1") for name in names.get(STATE, [])),
-        action=tuple(Entry(name, "1", -1.0, 1.0) for name in names.get(ACTION, [])),
-        action_kind="relative_pose",
-        control_hz=float(meta.fps),
-    )
+    spec = lerobot_spec_of(meta.root, action_kind="relative_pose")
+    return replace(spec, action=tuple(e if e.low is not None else replace(e, low=-1.0, high=1.0) for e in spec.action))

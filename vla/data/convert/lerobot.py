@@ -118,6 +118,11 @@ def convert(
     return Summary(made, skipped)
 
 
+def spec_of(root: str | Path, action_kind: str = "joints", frame: str = "") -> Spec:
+    """The Spec of the LeRobotDataset in a folder: see the module. UserError if there is none."""
+    return _open(Path(root), action_kind, frame, None).spec
+
+
 def _open(root: Path, action_kind: str, frame: str, like: str | None) -> Source:
     """The tables that are needed whole; UserError without them."""
     try:
