@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from envs.playtable.chains import COUNT, Chain, evaluation_chains
+from envs.playtable.chains import COUNT, Chain, Condition, effects, evaluation_chains
 from envs.playtable.language import instructions
 from envs.playtable.state import State
 from envs.playtable.tasks import TASKS, is_solved
@@ -23,6 +23,11 @@ class Benchmark:
     def solved(self, task: str, start: State, end: State) -> bool:
         """Whether the task was done between the state at its beginning and now; raises UserError for an unknown task."""
         return is_solved(task, start, end)
+
+    def alternatives(self, chain: Chain) -> list[str]:
+        """The tasks, but for the chain's first, that the symbolic model of the table allows in the chain's start."""
+        start = Condition(**chain.initial)
+        return [task for task in TASKS if task != chain.tasks[0] and effects(task, start)]
 
     def instructions(self, task: str, split: str = "validation") -> tuple[str, ...]:
         """All sentences of a split that ask for the task; raises UserError for an unknown task or split."""

@@ -6,6 +6,7 @@ import tomllib
 from functools import cache
 from importlib.resources import files
 from itertools import product
+from typing import Any
 
 from envs.playtable.state import COLOURS
 from envs.playtable.tasks import TASKS
@@ -36,11 +37,18 @@ def task_of(sentence: str) -> str:
 
 
 @cache
+def foreign() -> dict[str, tuple[str, ...]]:
+    """Sentences that nobody can follow here: "absent" names what the scene does not have, "none" asks for no task at all."""
+    return {kind: tuple(sentences) for kind, sentences in _file()["foreign"].items()}
+
+
+@cache
 def _table() -> dict[str, dict[str, tuple[str, ...]]]:
     """task -> split -> sentences, the file's families written out for each colour and side that their key names."""
-    families = tomllib.loads(files("envs.playtable").joinpath("instructions.toml").read_text("utf-8"))
     table = {}
-    for key, splits in families.items():
+    for key, splits in _file().items():
+        if key == "foreign":
+            continue
         for colour, side in product(COLOURS if "{colour}" in key else ("",), TURNS if "{side}" in key else ("",)):
             words = {"colour": colour, "side": side, "turn": TURNS.get(side, "")}
             table[key.format(**words)] = {
@@ -48,6 +56,11 @@ def _table() -> dict[str, dict[str, tuple[str, ...]]]:
                 for split, lines in splits.items()
             }
     return table
+
+
+@cache
+def _file() -> dict[str, dict[str, Any]]:
+    return tomllib.loads(files("envs.playtable").joinpath("instructions.toml").read_text("utf-8"))
 
 
 @cache

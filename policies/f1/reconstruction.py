@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from policies.f1.tokenizer import build_tokenizer, to_signed
 from policies.nn.images import Transform, shift_pixels
+from vla.images import ssim
 from vla.spec import Spec, UserError, image_key
 
 
@@ -76,20 +77,3 @@ def psnr(images: Tensor, others: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of pictures (M, 3, H, W) in -1..1, in dB: (M,); at most 100."""
     error = (images.float() - others.float()).square().mean((1, 2, 3)) / 4
     return -10 * error.clamp(min=1e-10).log10()
-
-
-def ssim(images: Tensor, others: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004) of pictures (M, 3, H, W) in -1..1, Gaussian window of 11 px: (M,)."""
-    x, y = (images.float() + 1) / 2, (others.float() + 1) / 2
-    at = torch.arange(11, device=x.device) - 5.0
-    window = torch.exp(-at.square() / (2 * 1.5**2))
-    window = (window / window.sum()).repeat(3, 1, 1, 1)
-
-    def blur(z: Tensor) -> Tensor:
-        return F.conv2d(F.conv2d(z, window, groups=3), window.transpose(2, 3), groups=3)
-
-    mx, my = blur(x), blur(y)
-    xx, yy, xy = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
-    a, b = 0.01**2, 0.03**2
-    found = (2 * mx * my + a) * (2 * xy + b) / ((mx * mx + my * my + a) * (xx + yy + b))
-    return found.mean((1, 2, 3))

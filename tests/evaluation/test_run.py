@@ -21,7 +21,7 @@ def config(**changes):
         "policy": {"_target_": "pointworld.PointPolicy"},
         "executor": {"_target_": "vla.executor.RecedingHorizon", "execute": 4},
         **{"checkpoint": None, "override": {}, "cameras": "as_env", "title": None, "split": "validation"},
-        **{"chains": 12, "delay_ms": 0, "seed": 0, "workers": 1, "videos": 0},
+        **{"chains": 12, "delay_ms": 0, "language": False, "seed": 0, "workers": 1, "videos": 0},
     }
     return OmegaConf.create({**plain, **changes})
 

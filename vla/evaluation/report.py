@@ -9,10 +9,17 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+from vla.evaluation import language
+
 SHOWN_FAILURES = 300
 FORESIGHT_NOTE = (
     "Squared error of the imagined frames over that of the guess that nothing moves, on pixels that do move, in the filmed "
     "chains. Below 1 it is foresight."
+)
+LANGUAGE_NOTE = (
+    "First tasks of the chains, asked for in this run's wording and in held-out words; and swapped: from the same starts, "
+    "another task that can be done there is said. A trial ends when the task that was said is done, or the one that was likely "
+    "(the chain's own)."
 )
 
 Row = Mapping[str, Any]
@@ -26,26 +33,37 @@ def render(result: Mapping[str, Any], films: Mapping[int, bytes]) -> str:
     films: chain number -> mp4.
     """
     summary = result["summary"]
-    style = files("vla.evaluation").joinpath("report.css").read_text("utf-8")
     parts = [
         _hero(result["title"], summary, result["settings"]),
-        _section("Success in a row", _in_a_row(summary) + _lengths(result["chains"]), summary["method"]),
-        _section("Films", _films(result["chains"], films), _film_note(result["settings"])) if films else "",
-        _section("Foresight", _foresight(summary["foresight"]), FORESIGHT_NOTE) if summary["foresight"] else "",
-        _section("Tasks", _tasks(summary["tasks"]), "Attempts are the tasks that were really begun."),
-        _section("Where chains broke", _failures(result["chains"])),
-        _section("Settings", _pairs(_flat(result["settings"]))),
-        _section("Made", _pairs(_flat(result["made"]))),
-        _section("Time", _pairs({k: f"{v:.3f}" for k, v in result["timing"].items()}), "Milliseconds of one process."),
+        section("Success in a row", _in_a_row(summary) + _lengths(result["chains"]), summary["method"]),
+        section("Films", _films(result["chains"], films), _film_note(result["settings"])) if films else "",
+        section("Foresight", _foresight(summary["foresight"]), FORESIGHT_NOTE) if summary["foresight"] else "",
+        section("Language", _language(summary["language"]), LANGUAGE_NOTE) if summary["language"] else "",
+        section("Tasks", _tasks(summary["tasks"]), "Attempts are the tasks that were really begun."),
+        section("Where chains broke", _failures(result["chains"])),
+        section("Settings", pairs(flat(result["settings"]))),
+        section("Made", pairs(flat(result["made"]))),
+        section("Time", pairs({k: f"{v:.3f}" for k, v in result["timing"].items()}), "Milliseconds of one process."),
     ]
+    return page(result["title"], parts)
+
+
+def page(title: str, parts: Sequence[str]) -> str:
+    """A whole page of a heading and sections."""
+    style = files("vla.evaluation").joinpath("report.css").read_text("utf-8")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(result['title'])}</title><style>{style}</style></head><body>{''.join(parts)}</body></html>"
+        f"<title>{escape(title)}</title><style>{style}</style></head><body>{''.join(parts)}</body></html>"
     )
 
 
-def _section(title: str, body: str, note: str = "") -> str:
+def heading(title: str) -> str:
+    return f"<header><h1>{escape(title)}</h1></header>"
+
+
+def section(title: str, body: str, note: str = "") -> str:
+    """A part of a page; the note is in words, the body is HTML."""
     note = f'<p class="note">{escape(note)}</p>' if note else ""
     return f"<section><h2>{escape(title)}</h2>{note}{body}</section>"
 
@@ -153,7 +171,28 @@ def _film(chain: Row, film: bytes) -> str:
 
 
 def _foresight(table: Mapping[str, Row]) -> str:
-    return _pairs({c: f"{row['ratio']:.3f} on {row['moving_pixels']:,.0f} moving pixels" for c, row in table.items()})
+    return pairs({c: f"{row['ratio']:.3f} on {row['moving_pixels']:,.0f} moving pixels" for c, row in table.items()})
+
+
+def _language(table: Mapping[str, Row]) -> str:
+    rates = "".join(
+        f"<tr><td>{escape(language.SPOKEN[kind])}: did {escape(language.DONE[deed])}</td><td>{_bar(rate)}</td>"
+        f"<td class='n'>{_percent(rate['value'])}</td>"
+        f"<td class='n pale'>{_percent(rate['low'])} to {_percent(rate['high'])}</td>"
+        f"<td class='n'>{table[kind]['trials']} trials</td></tr>"
+        for kind, deed, rate in language.rates(table)
+    )
+    tasks = "".join(
+        f"<tr><td>{escape(task.replace('_', ' '))}</td>"
+        + "".join(f"<td class='n'>{row[name]}</td>" for name in ("trials", *language.DEEDS))
+        + "</tr>"
+        for task, row in table["tasks"].items()
+    )
+    names = "".join(f"<th class='n'>{escape(name)}</th>" for name in ("trials", *language.DONE.values()))
+    return (
+        f'<table class="bars">{rates}</table><details><summary>Swapped, by the task that was said</summary>'
+        f"<table><tr><th>said</th>{names}</tr>{tasks}</table></details>"
+    )
 
 
 def _film_note(settings: Row) -> str:
@@ -166,7 +205,8 @@ def _film_note(settings: Row) -> str:
     )
 
 
-def _pairs(values: Mapping[str, Any]) -> str:
+def pairs(values: Mapping[str, Any]) -> str:
+    """A table of names and values."""
     rows = "".join(
         f"<tr><td>{escape(str(name).replace('_', ' '))}</td><td>{escape(str(value))}</td></tr>"
         for name, value in values.items()
@@ -174,12 +214,12 @@ def _pairs(values: Mapping[str, Any]) -> str:
     return f'<table class="pairs">{rows}</table>'
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested names joined by spaces."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name} ") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
+        found |= flat(value, f"{prefix}{name} ") if isinstance(value, Mapping) else {prefix + name: value}
+    return found
 
 
 def _percent(share: float) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from vla.checkpoint import load_policy, read_checkpoint
-from vla.evaluation import report
+from vla.evaluation import language, report
 from vla.evaluation.film import Film
 from vla.evaluation.long_horizon import Attempts, Chain, chain_numbers, evaluate
 from vla.evaluation.statistics import summarise
@@ -40,14 +40,18 @@ def run(config: DictConfig) -> tuple[dict[str, Any], Films]:
     plain = OmegaConf.to_container(config, resolve=True)
     # Strided shares: neighbours in the list take different tasks, so no process is left with the long chains.
     shares = [(plain, list(numbers[k::workers]), numbers[: config.videos]) for k in range(workers)]
-    chains, films, timing, settings = [], {}, Timing(), {}
+    chains, trials, films, timing, settings = [], [], {}, Timing(), {}
     errors: dict[str, Any] = {}
-    with tqdm(total=len(numbers), unit="chain", smoothing=0.05) as bar:
+    total = len(numbers) * (1 + len(language.KINDS) * bool(config.language))
+    with tqdm(total=total, unit="chain or trial" if config.language else "chain", smoothing=0.05) as bar:
         for kind, value in spread(_play, shares):
             if kind == "chain":
                 chains.append(value)
                 bar.update()
                 bar.set_postfix_str(f"average length {sum(c['solved'] for c in chains) / len(chains):.2f}")
+            elif kind == "trial":
+                trials.append(value)
+                bar.update()
             elif kind == "film":
                 films[value[0]] = value[1]
                 for camera, sums in value[2].items():
@@ -63,12 +67,17 @@ def run(config: DictConfig) -> tuple[dict[str, Any], Films]:
         "timing": timing.table(),
         "foresight": {camera: [float(x) for x in sums] for camera, sums in errors.items()},
         "chains": sorted(chains, key=lambda c: c["chain"]),
+        "trials": _in_order(trials),
     }
     return result, films
 
 
+def _in_order(trials: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return sorted(trials, key=lambda t: (t["chain"], t["kind"]))
+
+
 def _play(share: tuple[dict[str, Any], Sequence[int], Sequence[int]]) -> Iterator[tuple[str, Any]]:
-    """One process's part: ("chain", result), ("film", (number, mp4, foresight errors)) and, last, ("end", ...)."""
+    """One process's part: ("chain", result), ("film", (number, mp4, foresight errors)), ("trial", result), ("end", ...)."""
     plain, numbers, filmed = share
     config = OmegaConf.create(plain)
     torch.set_num_threads(1)
@@ -94,6 +103,9 @@ def _play(share: tuple[dict[str, Any], Sequence[int], Sequence[int]]) -> Iterato
         yield "chain", result
         if film := films.pop(result["chain"], None):
             yield "film", (result["chain"], film.finish(), film.errors)
+    if config.language:
+        rules = (executor, config.split, config.seed, timing, config.delay_ms / 1e3)
+        yield from (("trial", trial) for trial in language.play(world, policy, benchmark, numbers, *rules))
     yield "end", (_settings(config, policy, world, benchmark, executor), timing)
     world.close()
 
@@ -126,9 +138,10 @@ def _settings(config: DictConfig, policy: Any, world: Any, benchmark: Any, execu
         "executor": executor.describe(),
         "delay_ms": config.delay_ms,
         "wording": config.split,
+        "language": bool(config.language),
         "seed": config.seed,
         "steps_per_task": benchmark.max_steps,
-        "world": f"{benchmark.name}, scene {config.env.world.scene}",
+        "world": f"{benchmark.name}, scene {''.join(config.env.world.scene)}",
         "world_config": {k: v for k, v in OmegaConf.to_container(config.env.world).items() if k != "num_worlds"},  # type: ignore
         "renderer": getattr(world, "renderer", config.env.world.get("renderer", "")),
         "cameras": {name: list(size) for name, size in world.vla_spec.cameras.items()},
@@ -151,6 +164,7 @@ def merge(folders: Sequence[str]) -> tuple[dict[str, Any], Films]:
             raise UserError(f"chain {b['chain']} is in two of the slices: merge slices that do not overlap.")
         if b["chain"] > a["chain"] + 1:
             raise UserError(f"chains {a['chain'] + 1} to {b['chain'] - 1} are in none of the slices: evaluate them too.")
+    trials = _in_order(trial for result in results for trial in result.get("trials", []))  # older results have none
     weights = [sum(a["steps"] for c in result["chains"] for a in c["attempts"]) for result in results]
     names = [name for name in first["timing"] if all(name in result["timing"] for result in results)]
     total = sum(weights)
@@ -158,7 +172,7 @@ def merge(folders: Sequence[str]) -> tuple[dict[str, Any], Films]:
     seen = sorted({camera for result in results for camera in result["foresight"]})
     foresight = {c: np.sum([r["foresight"][c] for r in results if c in r["foresight"]], axis=0).tolist() for c in seen}
     films = {int(f.stem.split("-")[1]): f.read_bytes() for d in folders for f in sorted(Path(d, "videos").glob("chain-*.mp4"))}
-    return {**first, "timing": timing, "foresight": foresight, "chains": chains}, films
+    return {**first, "timing": timing, "foresight": foresight, "chains": chains, "trials": trials}, films
 
 
 def read(folder: str) -> dict[str, Any]:
@@ -182,7 +196,11 @@ def write(out: str, result: Mapping[str, Any], films: Mapping[int, bytes]) -> di
     """Leave results.json, report.html and videos/ in `out`; gives the summary."""
     folder = Path(out)
     (folder / "videos").mkdir(parents=True, exist_ok=True)
-    summary = {**summarise(result["chains"]), "foresight": foresight_table(result["foresight"])}
+    summary = {
+        **summarise(result["chains"]),
+        "foresight": foresight_table(result["foresight"]),
+        "language": language.describe(result["chains"], result["trials"]),
+    }
     for number, film in films.items():
         (folder / "videos" / f"chain-{number:04d}.mp4").write_bytes(film)
     page = report.render({**result, "summary": summary}, films)

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from small_f1 import SPEC, pictures, tokenizer_config, tokenizer_policy
 
-from policies.f1.reconstruction import psnr, ssim
+from policies.f1.reconstruction import psnr
 from policies.f1.tokenizer import build_tokenizer, from_signed, to_signed
 from vla.checkpoint import build_policy, load_policy, save_checkpoint
+from vla.images import ssim
 from vla.spec import UserError
 
 KINDS = ("vq", "vae")
