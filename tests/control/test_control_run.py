@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import zarr
 from omegaconf import OmegaConf
+from rerun.experimental import RrdReader
 from toy_arm import ARMS, LIMITS
 
 from vla.control.run import run
@@ -41,6 +42,7 @@ def config(tmp_path):
             },
             "instructions": ["one"], "seconds": 60, "stay": False, "seed": 0, "priority": 0,
             "executor": {"_target_": "vla.executor.RecedingHorizon", "execute": 5}, "delay_ms": 0,
+            "imagine": True, "view": None,
             "replay": {"path": None, "episode": 0},
         }
     )  # fmt: skip
@@ -125,6 +127,33 @@ def test_what_is_typed_is_followed_and_marked(config):
     success = zarr.open_group(f"{config.out}/recording", mode="r")["control/success"][:]
     assert [int(success[end - 1]) for end in dataset.episode_ends] == [-1, 1, 0]
     assert "ready" in names(config)
+
+
+def test_a_rule_marks_what_is_done_and_what_is_not(config):
+    config.robot.check = {"_target_": "toy_policy.HundredCommands"}
+    config.instructions, config.seconds = ["one", "my own words", "three"], 3.0
+    table = run(config, keyboard=None)
+    dataset = ended_well(config, table)
+    success = zarr.open_group(f"{config.out}/recording", mode="r")["control/success"][:]
+    assert [int(success[end - 1]) for end in dataset.episode_ends] == [1, -1, 0]
+    assert dataset.episode_ends[0] < 150  # it went on as soon as it was done
+    assert dataset.tasks == ["", "go_one"]
+
+
+def test_what_the_policy_imagines_is_recorded_and_shown(config):
+    config.policy = {"_target_": "toy_policy.Imagining"}
+    config.seconds, config.view = 1.0, f"{config.out}/seen.rrd"
+    dataset = ended_well(config, run(config, keyboard=None))
+    control = zarr.open_group(f"{config.out}/recording", mode="r")["control"]
+    counts = control["imagined/static"][:, 0, 0, 0]  # the pictures say which chunk they belong to
+    assert len(counts) > 3
+    np.testing.assert_array_equal(counts, np.arange(1, len(counts) + 1))
+    cycles = control["cycle_ns"][:]
+    for count, due in zip(counts, control["imagined_ns"][:], strict=True):
+        used = cycles[control["chunk"][:] == count]
+        assert not len(used) or due > used[0] - 20e6 * 12  # three cycles after the observation that was asked about
+    shown = [chunk.num_rows for chunk in RrdReader(config.view).stream() if chunk.entity_path == "/cameras/static"]
+    assert sum(shown) == dataset.num_frames
 
 
 @pytest.mark.parametrize("way", ["SIGINT", "SIGTERM", "file"])

@@ -40,3 +40,26 @@ class ToyPolicy:
 class Unbuildable:
     def __init__(self):
         raise ValueError("no such weights")
+
+
+class Imagining(ToyPolicy):
+    """Sees ahead: pictures as bright as the number of the chunk that they came with."""
+
+    foresight_steps = 3
+
+    def foresee(self, memory):
+        return {"static": np.full((1, 2, 2, 3), memory["asked"][0], np.uint8)}
+
+
+class HundredCommands:
+    """A rule for sentences of one word: "one" is done when the arm was commanded a hundred times, others never."""
+
+    def __init__(self, world):
+        self.world = world
+
+    def begin(self, sentence):
+        self.sentence = sentence
+        return "" if " " in sentence else f"go_{sentence}"
+
+    def solved(self):
+        return self.sentence == "one" and len(self.world.log) > 100

@@ -47,6 +47,7 @@ class Beside:
 
     build: a picklable function. hz: of the control loop. executor: when to ask, and how to join the chunks; a question waits
     for the answer to the last one. delay_s: added to every answer, for measurements.
+    imagine: a policy that can is asked after each chunk what it expects to see; that goes to the board, as the note `imagined`.
     """
 
     history = False
@@ -60,8 +61,9 @@ class Beside:
         cadence: Cadence,
         executor: Executor,
         delay_s: float = 0.0,
+        imagine: bool = False,
     ) -> None:
-        self._build, self._delay = build, delay_s
+        self._build, self._delay, self._imagine = build, delay_s, imagine
         self._board, self._events, self._cadence = board, events, cadence
         self._executor, self._period = executor, 1e9 / hz
         self._outbox: queue.SimpleQueue = queue.SimpleQueue()
@@ -77,7 +79,8 @@ class Beside:
 
     def start(self) -> None:
         """Build the policy in its process and warm it up; RuntimeError or UserError with what went wrong there."""
-        self.process, self._connection = child.start(_child, (self._build, self._executor, self._delay), "policy")
+        settings = (self._build, self._executor, self._delay, self._imagine)
+        self.process, self._connection = child.start(_child, settings, "policy")
         try:
             if not self._connection.poll(START_S):
                 raise RuntimeError(f"the policy was not ready after {START_S:.0f} s")
@@ -85,9 +88,14 @@ class Beside:
         except EOFError:
             self.process.join()
             raise RuntimeError(f"the policy's process ended with status {self.process.exitcode} while it was built") from None
+        except BaseException:  # Ctrl-C, say
+            self.process.kill()
+            raise
         if kind != "ready":
             raise UserError(value) if kind == "mistake" else RuntimeError(f"the policy could not be built:\n{value}")
-        self.spec, self._every = value
+        self.spec, self._every, ahead = value
+        self._answers = ("chunk",) if ahead is None else ("chunk", "imagined")
+        self._ahead_ns = round((ahead or 0) * self._period)
         self._courier = threading.Thread(target=self._carry, name="courier", daemon=True)
         self._courier.start()
 
@@ -154,8 +162,11 @@ class Beside:
             if kind == "dead":
                 self._dead = value
                 return
-            self._pending = False
             due_ns, asked_ns = stamps
+            if kind == "imagined":
+                self._board.note(imagined={"time_ns": due_ns + self._ahead_ns, "frames": value[0]})
+                continue
+            self._pending = False
             chunk, arrived_ns = value
             self._cadence.add("inference", arrived_ns - asked_ns)
             if episode != self._follows:
@@ -175,11 +186,12 @@ class Beside:
                 kind, episode, value, stamps = letter
                 self._connection.send((kind, value))
                 if kind == "act":
-                    said, answer = self._connection.recv()
-                    if said != "chunk":
-                        self._inbox.put(("dead", episode, answer, None))
-                        return
-                    self._inbox.put(("chunk", episode, (answer, time.monotonic_ns()), stamps))
+                    for wanted in self._answers:
+                        said, answer = self._connection.recv()
+                        if said != wanted:
+                            self._inbox.put(("dead", episode, answer, None))
+                            return
+                        self._inbox.put((said, episode, (answer, time.monotonic_ns()), stamps))
         except (EOFError, OSError) as error:
             self._inbox.put(("dead", 0, repr(error), None))
 
@@ -196,18 +208,22 @@ def example(spec: Spec) -> dict[str, Any]:
     return {**pictures, STATE: np.zeros((1, len(spec.state)), np.float32), TASK: [""]}
 
 
-def _child(build: Callable[[], Any], executor: Executor, delay_s: float, connection: Any) -> None:
+def _child(build: Callable[[], Any], executor: Executor, delay_s: float, imagine: bool, connection: Any) -> None:
     """The policy's process: letters ("begin", seed), ("remember", observation), ("act", observation), in order."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the loop, and the loop ends this process
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)  # they stop the loop, and the loop ends this process
     try:
         policy = build()
         require_continuing(executor, policy)
+        ahead = policy.foresight_steps if imagine and hasattr(policy, "foresee") else None
         observation = example(policy.spec)
         for _ in range(WARM_UP):
-            chunk, _ = policy.act(observation, policy.begin([0]))
+            chunk, memory = policy.act(observation, policy.begin([0]))
+            if ahead is not None:
+                policy.foresee(memory)
             if executor.continues:  # the way that later questions take is to be warm, too
                 observation |= shown([(chunk[0], np.ones(len(chunk[0]), np.float32))], chunk.shape[2])
-        connection.send(("ready", (policy.spec, bool(policy.history))))
+        connection.send(("ready", (policy.spec, bool(policy.history), ahead)))
     except UserError as error:
         connection.send(("mistake", str(error)))
         return
@@ -228,6 +244,8 @@ def _child(build: Callable[[], Any], executor: Executor, delay_s: float, connect
                     if delay_s:
                         time.sleep(delay_s)
                     connection.send(("chunk", np.asarray(chunk[0], np.float32)))
+                    if ahead is not None:  # afterwards: an action never waits for a picture
+                        connection.send(("imagined", {camera: f[0] for camera, f in policy.foresee(memory).items()}))
             except Exception:
                 connection.send(("fault", traceback.format_exc(limit=-3)))
                 return

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import queue
+import threading
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -22,3 +25,37 @@ def start(target: Callable[..., None], arguments: Sequence[Any], name: str) -> t
     process.start()
     theirs.close()
     return process, ours
+
+
+class Post:
+    """Letters to a child, carried by a thread: whoever puts one never waits. `most` may lie here unsent."""
+
+    def __init__(self, connection: Any, most: int) -> None:
+        self.broken: str | None = None
+        """Why nothing reaches the child any more."""
+        self._connection = connection
+        self._queue: queue.Queue = queue.Queue(most)
+        self._thread = threading.Thread(target=self._carry, name="post", daemon=True)
+        self._thread.start()
+
+    def put(self, letter: Any) -> bool:
+        """Whether there was room for it."""
+        try:
+            self._queue.put_nowait(letter)
+        except queue.Full:
+            return False
+        return True
+
+    def close(self, seconds: float) -> None:
+        """That was the last letter; waits for room, so long at most. The child sees its connection end after the last."""
+        with contextlib.suppress(queue.Full):
+            self._queue.put(None, timeout=seconds)
+
+    def _carry(self) -> None:
+        for letter in iter(self._queue.get, None):
+            try:
+                if self.broken is None:
+                    self._connection.send(letter)
+            except OSError as error:
+                self.broken = repr(error)
+        self._connection.close()

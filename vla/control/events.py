@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,7 @@ class Events:
             self.counts[name] += 1
             self._file.write(json.dumps(event, default=str) + "\n")
             if not self.quiet:
-                said = ", ".join(f"{k} {_short(v)}" for k, v in numbers.items())
-                print(f"{name}{': ' if said else ''}{said}", file=sys.stderr, flush=True)
+                print(in_words(event), file=sys.stderr, flush=True)
         for listener in self.listeners:
             listener(event)
 
@@ -62,6 +61,12 @@ class Board:
     def take_notes(self) -> dict[str, Any]:
         notes, self._notes = self._notes, {}
         return notes
+
+
+def in_words(event: Mapping[str, Any]) -> str:
+    """An event in one line for people."""
+    said = ", ".join(f"{k} {_short(v)}" for k, v in event.items() if k not in ("time_ns", "date", "event"))
+    return f"{event['event']}{': ' if said else ''}{said}"
 
 
 def _short(value: Any) -> str:

@@ -1,25 +1,27 @@
 """What happened, kept while it happens: a dataset that vla-train reads, written by a process of its own.
 
-Every instruction is an episode with one segment, cut where it is longer than EPISODE_S. Its `action` is what was really sent.
+Every instruction is an episode with one segment (none if it failed), cut where it is longer than EPISODE_S; segment/success is
+1 where someone or a rule said that it is done, else -1. The episode's `action` is what was really sent.
 Beside the Spec's arrays the zarr group has, frame by frame:
 
     control/asked          float32 (F, A)   what the policy asked for, before limits and holds (0 where not finite)
     control/held           uint8            1 where the arm was held instead
+    control/person         uint8            1 where a person drove (vla/control/takeover.py)
     control/time_ns, control/sent_ns, control/cycle_ns    int64, monotonic: measured, commanded, planned
     control/chunk, control/chunk_index      int32            which chunk an action is from, and its place in it (-1: none)
     control/inference_ms, control/lateness_us, control/sensing_us   float32
     control/success        int8             1 or 0 where someone said so, -1 else, for the episode's every frame
     control/events         text (E,)        the episode's events, a JSON list
+    control/imagined/<camera>  uint8 (P, h, w, 3)   what the policy expected to see, control/imagined_ns int64 (P,) when: a
+                           cycle's time; control/imagined_end int64 (E,) counts them up to and with each episode
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import queue
 import signal
-import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +33,7 @@ from vla.control import child
 from vla.control.events import Board
 from vla.control.paced import CYCLE, TIME
 from vla.control.safety import Safe
+from vla.data.store import SUCCESS
 from vla.data.writer import DatasetWriter, Segment, frame_arrays
 from vla.spec import ACTION, Spec, UserError
 
@@ -39,20 +42,20 @@ BACKLOG = 900
 """Frames that may wait for the writer before it counts as dead."""
 CLOSE_S = 120.0
 NUMBERS = {
-    "held": "uint8", "time_ns": "int64", "sent_ns": "int64", "cycle_ns": "int64", "chunk": "int32", "chunk_index": "int32",
+    "held": "uint8", "person": "uint8",
+    "time_ns": "int64", "sent_ns": "int64", "cycle_ns": "int64", "chunk": "int32", "chunk_index": "int32",
     "inference_ms": "float32", "lateness_us": "float32", "sensing_us": "float32", "success": "int8",
 }  # fmt: skip
 
 
 class Recorder:
-    """The writer's process and the thread that feeds it. Nothing here ever makes the loop wait."""
+    """The writer's process and the letters to it. Nothing here ever makes the loop wait. `listeners` get every letter, too."""
 
     def __init__(self, path: str | Path, spec: Spec, provenance: Mapping[str, Any]) -> None:
-        self.process, self._connection = child.start(_write, (str(path), spec, dict(provenance)), "recorder")
-        self._queue: queue.Queue = queue.Queue(BACKLOG)
+        self.process, connection = child.start(_write, (str(path), spec, dict(provenance)), "recorder")
+        self._post = child.Post(connection, BACKLOG)
         self._lost: str | None = None
-        self._thread = threading.Thread(target=self._carry, name="recording", daemon=True)
-        self._thread.start()
+        self.listeners: list[Callable[[tuple[str, Any]], None]] = []
         self.open = False
 
     @property
@@ -60,19 +63,23 @@ class Recorder:
         """Why nothing is recorded any more."""
         if self._lost is None and not self.process.is_alive():
             self._lost = f"status {self.process.exitcode}"
-        return self._lost
+        return self._lost or self._post.broken
 
-    def begin(self, instruction: str) -> None:
-        """An episode begins; what came before is kept as one."""
+    def begin(self, instruction: str, task: str = "") -> None:
+        """An episode begins; what came before is kept as one. task: the instruction's name in the world's table."""
         self.end()
         self.open = True
-        self._put(("begin", instruction))
+        self._put(("begin", {"instruction": instruction, "task": task}))
 
     def frame(self, row: Mapping[str, Any]) -> None:
         self._put(("frame", dict(row)))
 
     def event(self, event: Mapping[str, Any]) -> None:
         self._put(("event", dict(event)))
+
+    def imagined(self, letter: Mapping[str, Any]) -> None:
+        """What the policy expects to see: `frames`, camera -> uint8 (h, w, 3), in the cycle of `time_ns`."""
+        self._put(("imagined", dict(letter)))
 
     def end(self, success: bool | None = None) -> None:
         """The episode is over."""
@@ -83,32 +90,17 @@ class Recorder:
     def close(self) -> None:
         """End the episode and wait until everything is written, for CLOSE_S at most; UserError if it then is not."""
         self.end()
-        with contextlib.suppress(queue.Full):
-            self._queue.put(None, timeout=CLOSE_S)  # may wait: nobody is in a hurry any more
+        self._post.close(CLOSE_S)  # may wait: nobody is in a hurry any more
         self.process.join(CLOSE_S)
         if self.process.is_alive():
             self.process.kill()
             raise UserError(f"the recording was not written within {CLOSE_S:g} s: look at the disk; its last episode is lost.")
-        self._thread.join()
 
-    def _put(self, letter: Any) -> None:
-        if self.lost is not None:
-            return
-        try:
-            self._queue.put_nowait(letter)
-        except queue.Full:
+    def _put(self, letter: tuple[str, Any]) -> None:
+        for listener in self.listeners:
+            listener(letter)
+        if self.lost is None and not self._post.put(letter):
             self._lost = f"{BACKLOG} frames are waiting to be written"
-
-    def _carry(self) -> None:
-        """The thread's work: letters up to None. The closed connection tells the writer that it was the last."""
-        broken = False
-        for letter in iter(self._queue.get, None):
-            try:
-                if not broken:
-                    self._connection.send(letter)
-            except OSError as error:
-                broken, self._lost = True, self._lost or repr(error)
-        self._connection.close()
 
 
 class Recorded(VectorEnv):
@@ -126,11 +118,14 @@ class Recorded(VectorEnv):
     def step(self, actions: np.ndarray) -> Any:
         if self.recorder.lost is not None:
             self.board.demand("recorder_dead", error=self.recorder.lost)
-        notes = {"chunk": -1, "chunk_index": -1, "inference_ms": 0.0, **self.board.take_notes()}
+        notes = {"person": 0, "chunk": -1, "chunk_index": -1, "inference_ms": 0.0, **self.board.take_notes()}
+        imagined = notes.pop("imagined", None)
         observation, before = self._seen
         result = self.world.step(actions)
         if self.recorder.open and "lost" not in result[-1]:
             self._record(observation, before, result[-1], notes)
+            if imagined is not None:
+                self.recorder.imagined(imagined)
         self._seen = result[0], result[-1]
         return result
 
@@ -154,13 +149,16 @@ class _Writer:
         self.writer = DatasetWriter(path, spec, provenance)
         self.rows: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []
-        self.instruction = ""
+        self.imagined: list[dict[str, Any]] = []
+        self.label = {"instruction": "", "task": ""}
 
     def take(self, kind: str, value: Any) -> None:
         if kind == "begin":
-            self.instruction = value
+            self.label = value
         elif kind == "event":
             self.events.append(value)
+        elif kind == "imagined":
+            self.imagined.append(value)
         elif kind == "frame":
             self.rows.append(value)
             if len(self.rows) >= self.most:
@@ -169,15 +167,18 @@ class _Writer:
             self.finish(value)
 
     def finish(self, success: bool | None) -> None:
-        """Commit the episode. One that was marked as failed keeps its frames and gets no segment, so no label."""
+        """Commit the episode. One that has failed keeps its frames and gets no segment, so no label."""
         if self.rows:
             frames = {name: np.stack([row[name] for row in self.rows]) for name in frame_arrays(self.spec)}
             if success is not None:
                 self.rows = [{**row, "success": int(success)} for row in self.rows]
             self._write_numbers()
-            segment = Segment(0, len(self.rows), "", self.instruction)
+            segment = Segment(0, len(self.rows), **self.label)
+            if success is not False:
+                first = self.writer.num_segments
+                _extend(self.writer.group, SUCCESS, first, np.array([1 if success else -1], "int8"), ())
             self.writer.append_episode(frames, [segment] if success is not False else [], seed=self.writer.num_episodes)
-        self.rows, self.events = [], []
+        self.rows, self.events, self.imagined = [], [], []
 
     def _write_numbers(self) -> None:
         """Before the commit, like the frames: what is not committed is written anew."""
@@ -188,12 +189,23 @@ class _Writer:
             _extend(self.writer.group, f"control/{name}", first, np.array([row[name] for row in self.rows], dtype), ())
         events = np.array([json.dumps(self.events, default=str)], dtype=np.dtypes.StringDType())
         _extend(self.writer.group, "control/events", self.writer.num_episodes, events, ())
+        self._write_imagined(self.writer.group, self.writer.num_episodes)
+
+    def _write_imagined(self, group: zarr.Group, episode: int) -> None:
+        ends = cast(zarr.Array, group["control/imagined_end"]) if "control/imagined_end" in group else None
+        first = int(cast(Any, ends[episode - 1])) if ends is not None and episode else 0
+        if self.imagined:
+            _extend(group, "control/imagined_ns", first, np.array([i["time_ns"] for i in self.imagined], "int64"), ())
+            for camera in self.imagined[0]["frames"]:
+                pictures = np.stack([i["frames"][camera] for i in self.imagined])
+                _extend(group, f"control/imagined/{camera}", first, pictures, pictures.shape[1:])
+        _extend(group, "control/imagined_end", episode, np.array([first + len(self.imagined)]), ())
 
 
 def _extend(group: zarr.Group, name: str, first: int, values: np.ndarray, shape: tuple[int, ...]) -> None:
     if name not in group:
         dtype = "str" if isinstance(values.dtype, np.dtypes.StringDType) else values.dtype
-        group.create_array(name, shape=(0, *shape), dtype=dtype, chunks=(4096, *shape))
+        group.create_array(name, shape=(0, *shape), dtype=dtype, chunks=(16 if len(shape) == 3 else 4096, *shape))
     array = cast(zarr.Array, group[name])
     array.resize((first + len(values), *shape))
     array[first:] = values

@@ -24,10 +24,12 @@ from vla.control.recording import Recorded, Recorder
 from vla.control.replay import Replayed
 from vla.control.safety import Safe, Stopped
 from vla.control.session import session
+from vla.control.takeover import Takeover
+from vla.control.view import View
 from vla.evaluation.run import build_policy
 from vla.executor import RecedingHorizon
 from vla.rollout import Job, rollout
-from vla.spec import require_match
+from vla.spec import UserError, require_match
 from vla.training.logging import circumstances, write_json
 
 
@@ -48,16 +50,29 @@ def run(config: DictConfig, keyboard: int | None = 0) -> dict[str, Any]:
         limits = Limits(arm.vla_spec, **safety.pop("limits"))
         policy, instructions, steps = _policy(config, arm.vla_spec.control_hz, board, events, cadence)
         closing.callback(policy.close)
+        desk = Desk(out / "STOP", keyboard)
+        if config.get("teleop"):
+            if config.replay.path:
+                raise UserError("a replay cannot be taken over: leave out teleop, or replay.path.")
+            teleop: Any = OmegaConf.to_container(config.teleop, resolve=True)
+            policy = Takeover(policy, teleop, arm.vla_spec, desk, board, events)
+            closing.callback(policy.close)
         require_match(policy.spec, arm.vla_spec, "the policy", "the robot")
+        view = View(config.view, arm.vla_spec, events) if config.view else None
+        if view is not None:
+            closing.callback(view.close)
         made = {"command": " ".join(sys.argv), "config": OmegaConf.to_container(config, resolve=True)}
         recorder = Recorder(out / "recording", arm.vla_spec, made | circumstances(torch.device("cpu")))
         closing.callback(recorder.close)
         events.listeners.append(recorder.event)
+        if view is not None:
+            recorder.listeners.append(view.put)
         safe = Safe(Paced(arm, cadence), limits, events, board, **safety)
         closing.callback(safe.close)
         world = Recorded(safe, recorder, board)
-        with Desk(out / "STOP", keyboard) as desk:
-            jobs = [Job("session", session(desk, recorder, events, instructions, steps, config.seed, config.stay))]
+        check = instantiate(config.robot.check, world=arm) if config.robot.get("check") else None
+        with desk:
+            jobs = [Job("session", session(desk, recorder, events, instructions, steps, config.seed, config.stay, check))]
             events.tell("started", priority=prefer(config.priority))
             gc.freeze()  # what is there by now need not be looked through again
             try:
@@ -85,7 +100,9 @@ def _policy(
     if config.get("policy"):
         plain["checkpoint"] = None
     executor = instantiate(config.executor)
-    policy = Beside(functools.partial(_build, plain), hz, board, events, cadence, executor, config.delay_ms / 1e3)
+    policy = Beside(
+        functools.partial(_build, plain), hz, board, events, cadence, executor, config.delay_ms / 1e3, config.imagine
+    )
     policy.start()
     return policy, list(config.instructions), round(config.seconds * hz)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from vla.control.desk import Desk
 from vla.control.events import Events
@@ -11,6 +12,16 @@ from vla.control.recording import Recorder
 from vla.rollout import Follow, Script
 
 MARKS = {"y": True, "n": False}
+
+
+class Check(Protocol):
+    """A rule that says when an instruction is done. It only looks, and raises nothing."""
+
+    def begin(self, sentence: str) -> str:
+        """From now on it is this instruction; gives the name of its task, "" if there is no rule for it."""
+        ...
+
+    def solved(self) -> bool: ...
 
 
 def session(
@@ -21,10 +32,12 @@ def session(
     steps: int,
     seed: int,
     stay: bool,
+    check: Check | None = None,
 ) -> Script:
     """Follow each instruction for `steps` control steps, or until it is marked; what is typed comes first.
 
-    stay: when all are done, hold and wait for more instead of ending. Returns why it ended.
+    stay: when all are done, hold and wait for more instead of ending. check: marks instructions that it has a rule for, as
+    done when they are, as failed when their time is over. Returns why it ended.
     """
     waiting, number = deque(instructions), 0
     idle = Follow("")
@@ -38,12 +51,13 @@ def session(
                 return reason
             continue
         sentence = waiting.popleft()
-        recorder.begin(sentence)
-        events.tell("instruction", sentence=sentence)
+        task = check.begin(sentence) if check is not None else ""
+        recorder.begin(sentence, task)
+        events.tell("instruction", sentence=sentence, task=task)
         follow = Follow(sentence, seed + number)
         number += 1
         marks: list[bool] = []
-        reason = yield from _until(desk, waiting, follow, steps, marks.append)
+        reason = yield from _until(desk, waiting, follow, steps, marks.append, check if task else None)
         success = marks[0] if marks else None
         events.tell("instruction_over", sentence=sentence, success=success)
         recorder.end(success)
@@ -52,9 +66,15 @@ def session(
 
 
 def _until(
-    desk: Desk, waiting: deque[str], follow: Follow, steps: int | None, mark: Callable[[bool], None] | None = None
+    desk: Desk,
+    waiting: deque[str],
+    follow: Follow,
+    steps: int | None,
+    mark: Callable[[bool], None] | None = None,
+    check: Check | None = None,
 ) -> Script:
-    """Go on with `follow` for `steps`, or until a line is typed; returns why all shall end, or None."""
+    """Go on with `follow` for `steps` (those of a person who drives not counted), or until a line is typed; returns why all
+    shall end, or None."""
     done = 0
     while steps is None or done < steps:
         if (reason := desk.stopped()) is not None:
@@ -66,6 +86,11 @@ def _until(
         if line and line not in MARKS:
             waiting.appendleft(line)
             return None
+        if mark is not None and check is not None and check.solved():
+            mark(True)
+            return None
         yield follow
-        done += 1
+        done += not desk.taken
+    if mark is not None and check is not None:
+        mark(False)
     return None

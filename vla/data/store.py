@@ -19,7 +19,11 @@ from vla.spec import ACTION, IMAGE_PREFIX, STATE, Spec, UserError
 
 __all__ = ["Dataset", "DatasetWriter", "Segment", "check", "part_path"]
 
-SEGMENT_TYPE = np.dtype([("start", "i8"), ("end", "i8"), ("episode", "i8"), ("task", "i4"), ("instruction", "i4")])
+SEGMENT_TYPE = np.dtype(
+    [("start", "i8"), ("end", "i8"), ("episode", "i8"), ("task", "i4"), ("instruction", "i4"), ("success", "i1")]
+)
+SUCCESS = "segment/success"
+"""int8 (S,): 1 where it is known that the instruction was carried out, else -1. Only recordings of the controller have it."""
 
 
 class Part:
@@ -44,6 +48,8 @@ class Part:
         rows = {n: self._rows(n, self.episodes) for n in EPISODE_ARRAYS}
         self.ends, self.seeds, self.scenes, self.sums = (rows[n] for n in EPISODE_ARRAYS)
         self.segment_columns = [self._rows(n, counts["segments"]) for n in SEGMENT_ARRAYS]
+        judged = SUCCESS in self.group
+        self.success = self._rows(SUCCESS, counts["segments"]) if judged else np.full(counts["segments"], -1, np.int8)
         starts = np.concatenate(([0], self.ends))[:-1]
         if self.episodes and (np.any(self.ends <= starts) or self.ends[-1] != self.frames):
             at = int(np.argmax(self.ends <= starts)) if np.any(self.ends <= starts) else self.episodes - 1
@@ -64,6 +70,8 @@ class Part:
         digest = hashlib.sha256(json.dumps(self.spec.to_dict(), sort_keys=True).encode())
         for column in (self.ends, self.seeds, self.scenes, self.sums, *self.segment_columns):
             digest.update(json.dumps(column.tolist()).encode())
+        if SUCCESS in self.group:
+            digest.update(self.success.tobytes())
         return digest.digest()
 
     def check_images(self) -> None:
@@ -143,7 +151,7 @@ class Dataset:
 
     spec; provenance: one dict per part; scenes: one text per episode.
     episode_ends int64 (E,): frames up to and with each episode. episode_seeds int64 (E,).
-    segments: structured (S,) with fields start, end (frames), episode, task, instruction (indices into the lists).
+    segments: structured (S,) with fields start, end (frames), episode, task, instruction (indices into the lists), success.
     tasks, instructions: unique texts, sorted; entry 0 is always "", no task or no instruction.
     vectors: "observation.state", "action", ... -> float32 (F, D), in memory.
     statistics: "observation.state" and "action" -> mean, std, min, max, q01, q99, each float32 (D,); see statistics.py.
@@ -200,6 +208,7 @@ class Dataset:
         self.tasks, self.instructions = (["", *sorted({str(t) for t in column} - {""})] for column in (task, instruction))
         self.segments = np.empty(len(start), SEGMENT_TYPE)
         self.segments["start"], self.segments["end"] = start + frames, end + frames
+        self.segments["success"] = np.concatenate([p.success for p in self.parts])
         self.segments["episode"] = np.searchsorted(self.episode_ends, self.segments["start"], side="right")
         for name, texts, column in (("task", self.tasks, task), ("instruction", self.instructions, instruction)):
             number = {text: i for i, text in enumerate(texts)}

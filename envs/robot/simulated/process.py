@@ -26,6 +26,7 @@ import envs.playtable as playtable
 from envs.playtable.chains import evaluation_chains
 from envs.playtable.dynamics import POSITION_STEP, ROTATION_STEP
 from envs.playtable.scene import CONTROL_HZ
+from envs.playtable.tasks import TASKS, is_solved
 from envs.robot.simulated.wire import Wire
 from vla.spec import STATE, image_key
 
@@ -56,6 +57,7 @@ class Simulation:
         self.current: dict[str, tuple[int, np.ndarray]] = {}
         self.taken = self.number = 0
         self.holding = False
+        self.asked, self.start_state = 0, self.world.states([0])[0]  # of the question that is being judged
         self.last_command = time.monotonic_ns()
 
     def run(self) -> None:
@@ -102,6 +104,7 @@ class Simulation:
         self.wire.header["holding"] = self.holding
         self.wire.header["steps"] += 1
         self.wire.header["beat"] = now
+        self._judge()
 
     pull: np.ndarray | None = None
     """The step (6,) that brings the target to the hand, where a hold begins."""
@@ -111,6 +114,15 @@ class Simulation:
             self.pull = (self.observation[STATE][0, :6] - self.world.save()[0, TARGET]) / UNITS
             self.pull[3:] = (self.pull[3:] * ROTATION_STEP + np.pi) % (2 * np.pi) / ROTATION_STEP - np.pi / ROTATION_STEP
             self.holding = True
+
+    def _judge(self) -> None:
+        """Whether what the client asked about is done, by the rules of the benchmark and the true state."""
+        asked, task = int(self.wire.header["asked"]), int(self.wire.header["task"])
+        if asked != self.asked:
+            self.asked, self.start_state = asked, self.world.states([0])[0]
+        elif asked and task >= 0 and not self.wire.solved:
+            done = is_solved(TASKS[task], self.start_state, self.world.states([0])[0])
+            self.wire.header["solved"] = asked if done else 0
 
     def _measure(self) -> None:
         """Read every sensor; what is read becomes visible when its delay is over."""

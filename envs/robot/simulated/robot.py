@@ -39,11 +39,9 @@ class SimulatedPlaytable(Robot):
     name = "playtable"
 
     def __init__(self, config: SimulatedPlaytableConfig) -> None:
-        memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
-        self.folder = Path(config.folder or tempfile.mkdtemp(prefix="playtable-", dir=memory))
         self._wire: Wire | None = None
         self._process: subprocess.Popen | None = None
-        super().__init__(replace(config, calibration_dir=self.folder))
+        super().__init__(replace(config, calibration_dir=Path(__file__).parent))  # it has none, but LeRobot makes the folder
         self.config = config
         self.cameras = {name: (int(h), int(w)) for name, (h, w) in config.sizes.items()}
 
@@ -74,12 +72,14 @@ class SimulatedPlaytable(Robot):
     def connect(self, calibrate: bool = True) -> None:
         if self.is_connected:
             raise DeviceAlreadyConnectedError()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "config.json").write_text(json.dumps(asdict(self.config), default=str))
-        wire = Wire(self.folder, self.cameras, create=True)
+        memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
+        folder = Path(self.config.folder or tempfile.mkdtemp(prefix="playtable-", dir=memory))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(asdict(self.config), default=str))
+        wire = Wire(folder, self.cameras, create=True)
         wire.disturb(self.config.disturbance)
         wire.header["client"] = os.getpid()
-        command = [sys.executable, "-m", "envs.robot.simulated.process", str(self.folder)]
+        command = [sys.executable, "-m", "envs.robot.simulated.process", str(folder)]
         self._process = subprocess.Popen(command, start_new_session=True)  # an arm outlives the terminal that drives it
         until = time.monotonic() + START_S
         while not wire.header["samples"]:
@@ -111,6 +111,16 @@ class SimulatedPlaytable(Robot):
     def hold(self) -> None:
         """Stop where the hand is, and stay."""
         self._reach().command(time.monotonic_ns(), None)
+
+    def judge(self, task: int) -> None:
+        """From now on `solved` is about task number `task` of the playtable's table; -1: about none."""
+        if self._wire is not None:
+            self._wire.judge(task)
+
+    @property
+    def solved(self) -> bool:
+        """Whether that task is done, as only a simulation can know; never while there is no link."""
+        return self._wire is not None and self._wire.solved
 
     def disturb(self, **changes: Any) -> None:
         """Change some fields of the disturbance from now on."""

@@ -1,6 +1,7 @@
 """What the simulated robot's process and its client share: one memory-mapped file of rings.
 
-    header              who is there, how many commands and samples were written, what is wrong with the sensors
+    header              who is there, how many commands and samples were written, what is wrong with the sensors; which task
+                        the client asked about, how often it asked, and the last of these questions whose task is done
     commands[SLOTS]     client -> robot, each with the time at which it was sent
     samples[SLOTS]      robot -> client, each with the times at which its parts were taken
 
@@ -31,7 +32,7 @@ class Wire:
 
     def __init__(self, folder: str | Path, sizes: Mapping[str, tuple[int, int]], create: bool = False) -> None:
         cameras = [(name, "u1", (*size, 3)) for name, size in sizes.items()]
-        counters = ("robot", "client", "leave", "commands", "samples", "holding", "beat", "steps")
+        counters = ("robot", "client", "leave", "commands", "samples", "holding", "beat", "steps", "task", "asked", "solved")
         layout = np.dtype(
             [
                 ("header", [(name, "i8") for name in counters]),
@@ -74,6 +75,16 @@ class Wire:
         count = int(self.header["commands"])
         slots = [self._map["commands"][k % SLOTS] for k in range(max(since, count - SLOTS + 1), count)]
         return [(int(s["time"]), None if s["hold"] else s["action"].copy()) for s in slots]
+
+    def judge(self, task: int) -> None:
+        """Ask for a verdict on task number `task` from now on; -1 for none."""
+        self.header["task"] = task
+        self.header["asked"] += 1
+
+    @property
+    def solved(self) -> bool:
+        """Whether the task that was asked about last is done."""
+        return bool(self.header["asked"] and self.header["solved"] == self.header["asked"])
 
     def publish(self, state_time: int, state: np.ndarray, frames: Mapping[str, tuple[int, np.ndarray]]) -> None:
         """Make a sample visible: frames are camera -> (time, picture)."""
