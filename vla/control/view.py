@@ -217,7 +217,10 @@ def open_stream(where: str, spec: Spec) -> Any:
     elif where == "rerun":
         beside = Path(sys.executable).with_name("rerun")  # an environment need not be active
         program = str(beside) if beside.exists() else shutil.which("rerun")
-        stream.spawn(port=PORT, connect=False, executable_path=program)
+        try:
+            rerun.spawn(port=PORT, connect=False, executable_path=program)
+        except RuntimeError as error:
+            raise UserError(f"view=rerun finds no viewer ({str(error).splitlines()[0]}): use view=name.rrd.") from error
         _await("127.0.0.1", PORT, 30.0, "no viewer came up here (is there a display?)")
         stream.connect_grpc(default_blueprint=layout)
     elif where.startswith("rerun+http://"):
