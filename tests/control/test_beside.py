@@ -1,8 +1,10 @@
 """Chunks of a policy beside the loop are joined by time stamp: the same actions as in a rollout with that delay.
 
-The loop's side is real; the child and the courier between them are played by `Answers`, so that time is exact.
+The loop's side is real; the child and the courier between them are played by `Answers`, so that time is exact. At the end
+both are real, too.
 """
 
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,13 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from toy_arm import SPEC
+from toy_policy import Continuing, ToyPolicy
 
 from vla.control.beside import Beside
 from vla.control.cadence import Cadence
 from vla.control.events import Board
 from vla.control.paced import CYCLE, TIME
 from vla.executor import RealTime, RecedingHorizon, TemporalEnsemble
-from vla.spec import PLAN, PLAN_WEIGHT, STATE, TASK, image_key
+from vla.spec import PLAN, PLAN_WEIGHT, STATE, TASK, UserError, image_key
 
 PERIOD = 10_000_000
 JOINERS = (RecedingHorizon, TemporalEnsemble, RealTime)
@@ -25,6 +28,16 @@ JOINERS = (RecedingHorizon, TemporalEnsemble, RealTime)
 def chunk_of(step, horizon):
     """Entry 0 says when it was asked for, entry 1 for which step an action is meant."""
     return np.stack([np.full(horizon, step), step + np.arange(horizon), np.zeros(horizon)], axis=1).astype(np.float32)
+
+
+def seen(k, age=0):
+    """The observation of cycle k, measured `age` cycles before."""
+    now = 10**9 + k * PERIOD
+    return {
+        image_key("static"): np.zeros((1, 4, 4, 3), np.uint8),
+        **{STATE: np.zeros((1, 2), np.float32), TASK: ["go"]},
+        **{CYCLE: np.array([now]), TIME: np.array([now - age * PERIOD])},
+    }
 
 
 class Answers(Beside):
@@ -37,18 +50,12 @@ class Answers(Beside):
         self.horizon, self.delay = horizon, delay
         self.asked, self.coming = {}, None
 
-    def cycle(self, k, memory, sentence="go", age=0):
+    def cycle(self, k, memory, age=0):
         """The action of cycle k, None where the board demands a hold instead."""
         if self.coming is not None and k >= self.coming[0]:
             self._inbox.put(self.coming[1])
             self.coming = None
-        now = 10**9 + k * PERIOD
-        observation = {
-            image_key("static"): np.zeros((1, 4, 4, 3), np.uint8),
-            **{STATE: np.zeros((1, 2), np.float32), TASK: [sentence]},
-            **{CYCLE: np.array([now]), TIME: np.array([now - age * PERIOD])},
-        }
-        chunk, _ = self.act(observation, memory)
+        chunk, _ = self.act(seen(k, age), memory)
         while not self._outbox.empty():
             kind, episode, value, stamps = self._outbox.get()
             if kind == "act":
@@ -118,3 +125,33 @@ def test_the_plan_that_is_shown_is_frozen_for_as_long_as_answers_took(age):
         assert (weight == 1).sum() == min(3 + age, len(plan))
         for later in range(k, min(k + 3, 30)):  # what is executed until the answer is what was shown
             np.testing.assert_array_equal(actions[later], plan[later - k + age])
+
+
+def test_a_process_continues_the_plan():
+    board = Board()
+    beside = Beside(Continuing, 1e9 / PERIOD, board, None, Cadence(), RealTime(4), delay_s=0.03)
+    beside.start()
+    try:
+        memory, last, chunks = beside.begin([0]), None, set()
+        for k in range(5000):
+            action = beside.act(seen(k), memory)[0][0, 0, 0]
+            notes = board.take_notes()
+            if board.take_demands():
+                last = None  # an answer took longer than the plan lasted: it begins anew
+            else:
+                assert last is None or action == pytest.approx(last + 0.01, abs=1e-4)
+                last = action
+                chunks.add(notes["chunk"])
+            if len(chunks) > 5:
+                break
+            time.sleep(PERIOD / 1e9)
+        assert len(chunks) > 5
+    finally:
+        beside.close()
+
+
+def test_a_process_that_cannot_continue_plans_is_refused():
+    beside = Beside(ToyPolicy, 1e9 / PERIOD, Board(), None, Cadence(), RealTime(4))
+    with pytest.raises(UserError, match="ToyPolicy cannot"):
+        beside.start()
+    beside.process.join()

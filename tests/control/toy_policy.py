@@ -2,11 +2,12 @@
 
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from toy_arm import SPEC
 
-from vla.spec import TASK
+from vla.spec import PLAN, TASK
 
 
 class ToyPolicy:
@@ -37,9 +38,30 @@ class ToyPolicy:
         return chunk, {**memory, "asked": memory["asked"] + 1, "seen": memory["seen"] + 1}
 
 
+class Continuing(ToyPolicy):
+    """dx counts on from the plan that it is shown."""
+
+    continues = True
+
+    def act(self, observation, memory):
+        chunk, memory = super().act(observation, memory)
+        plan = observation.get(PLAN, np.zeros((1, 0, 3)))
+        if plan.shape[1]:
+            chunk[0, :, 0] = plan[0, 0, 0] + np.arange(self.horizon) / 100
+        return chunk, memory
+
+
 class Unbuildable:
     def __init__(self):
         raise ValueError("no such weights")
+
+
+class NeverReady:
+    """Is loaded for longer than anybody waits, and says so in the working folder."""
+
+    def __init__(self):
+        Path("building").touch()
+        time.sleep(3600)
 
 
 class Imagining(ToyPolicy):
