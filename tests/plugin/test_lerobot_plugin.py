@@ -14,7 +14,7 @@ from lerobot.policies.factory import make_policy, make_pre_post_processors
 from lerobot_folders import SENTENCES, SPEC, dataset, seen
 from lerobot_policy_vla.__main__ import export
 from lerobot_policy_vla.policy import spec_of
-from plugin_sizes import TINY
+from tiny_plugin import made
 
 from lerobot_policy_vla import F1Config, Gr1Config
 from policies.lerobot import LeRobot
@@ -28,14 +28,6 @@ HISTORY = {"history": 3, "history_stride": 2, "supervise": "all", "foresight": {
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return dataset(tmp_path_factory.mktemp("data") / "tiny")
-
-
-def made(data, kind=Gr1Config, changes=(), **options):
-    torch.manual_seed(0)
-    meta = LeRobotDataset("local/tiny", root=data).meta
-    tiny = TINY["f1" if kind is F1Config else "gr1"]
-    config = kind(changes={**tiny, **dict(changes)}, device="cpu", push_to_hub=False, **options)
-    return make_policy(config, ds_meta=meta), meta
 
 
 def loaded(data, config, meta, rows):

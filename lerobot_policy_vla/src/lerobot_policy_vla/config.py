@@ -17,7 +17,7 @@ from vla.spec import UserError
 @dataclass
 class VlaConfig(PreTrainedConfig):
     """preset: name of a config in conf/policy. changes: numbers of it to change, nested as in that file, such as
-    `--policy.changes='{history: 10, foresight: {steps: 5}}'`. network: all the numbers that come of both; a checkpoint
+    `--policy.changes='{"history": 10, "foresight": {"steps": 5}}'`. network: all the numbers that come of both; a checkpoint
     has them, and nothing else is read any more.
     spec: the Spec (as a dict) of what the policy was trained on; it comes with the dataset.
     init_from: checkpoint of ours whose weights a new policy starts from.

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from policies.lerobot import LeRobot
 from vla.policy import Policy
 from vla.rollout import merge, select
-from vla.spec import ACTION, STATE, Entry, UserError, require_match
+from vla.spec import STATE, Entry, UserError, require_match
 
 KINDS = ("act", "diffusion")
 
@@ -191,21 +189,3 @@ def test_what_cannot_be_loaded_is_told(folders, tmp_path):
     (broken / "config.json").write_text(json.dumps(config | {"type": "brain"}))
     with pytest.raises(UserError, match="'brain'"):
         made(broken)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_vla_evaluate(kind, folders, data, tmp_path):
-    """The command, on one chain; twice the same for the policy that draws."""
-    command = [
-        sys.executable, "-m", "vla.commands.evaluate", "policy=lerobot", f"policy.path={folders[kind]}", f"policy.data={data}",
-        "chains=1", "execute=8", "workers=1", "videos=0", f"out={tmp_path / 'out'}", f"hydra.run.dir={tmp_path / 'hydra'}",
-    ]  # fmt: skip
-    run = subprocess.run(command, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    result = json.loads((tmp_path / "out/results.json").read_text())
-    assert result["settings"]["policy"] == f"{kind} of LeRobot, {kind}"
-    assert len(result["settings"]["weights_sha256"]) == 64
-    assert result["settings"]["cameras"] == {"static": [32, 32], "wrist": [32, 32]}
-    assert [c["attempts"][0]["steps"] for c in result["chains"]] == [360]
-    assert (tmp_path / "out/report.html").stat().st_size > 1000
-    assert ACTION not in run.stderr
