@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,8 @@ import numpy as np
 from envs.elsewhere.world import State
 from vla.spec import UserError
 
-Sentences = Mapping[str, str]
+Sentences = Mapping[str, str] | Sequence[str]
+"""Tasks and what asks for them; of mere names, the words that they are made of, without the scene in front (LIBERO)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,15 +23,21 @@ class Trial:
     start: Mapping[str, np.ndarray]
 
 
+def sentence(task: str) -> str:
+    """KITCHEN_SCENE3_turn_on_the_stove -> turn on the stove."""
+    return re.sub(r"^[A-Z_]+SCENE\d+_", "", task).replace("_", " ")
+
+
 class Benchmark:
     """Every task from the starts 0 to `trials` - 1, each with at most `max_steps` control steps.
 
-    name: of the world. tasks: name -> the sentence that asks for it; the order is that of the world's reset option `task`.
+    name: of the world. tasks: see `Sentences`; the order is that of the world's reset option `task`.
     The trials go through all tasks before they come to the next start, so that the first so many are a fair sample.
     """
 
     def __init__(self, name: str, tasks: Sentences, max_steps: int, trials: int = 100) -> None:
-        self.name, self.max_steps, self.trials, self._sentences = name, max_steps, trials, dict(tasks)
+        self.name, self.max_steps, self.trials = name, max_steps, trials
+        self._sentences = dict(tasks) if isinstance(tasks, Mapping) else {task: sentence(task) for task in tasks}
         self.tasks = tuple(tasks)
 
     def chains(self) -> list[Trial]:

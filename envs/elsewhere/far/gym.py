@@ -7,13 +7,14 @@ state        path of the state in the observation (["agent_pos"]); empty where t
 environment_state    path of the privileged state, where there is one
 pictures     camera -> path of its picture in the observation, or "render"; pictures are shrunk to whole fractions only
 success      key of the info that says whether the task is solved; where there is none, the end of the episode does
-reset        value of the reset option `options` for each task: task -> map
+plain        attributes that lead from the environment to its MuJoCo model, where shadows and antialiasing are to be left out
 action_kind, control_hz, frame, units (of state, environment_state and action)
 """
 
 # pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
+import functools
 import importlib
 
 import numpy as np
@@ -22,17 +23,20 @@ import numpy as np
 class World:
     def __init__(
         self, cameras, id, control_hz, plugins=(), arguments=None, state=(), environment_state=None, pictures=None,
-        success=None, reset=None, action_kind="joints", frame="", units=None,
+        success=None, plain=(), action_kind="joints", frame="", units=None,
     ):  # fmt: skip
         for plugin in plugins:
             importlib.import_module(plugin)
         import gymnasium
 
         self.env = gymnasium.make(id, **(arguments or {}))
+        if plain:
+            quality = functools.reduce(getattr, plain, self.env).vis.quality
+            quality.shadowsize = quality.offsamples = 0
         self.paths = {"observation.state": state}
         if environment_state is not None:
             self.paths["observation.environment_state"] = environment_state
-        self.pictures, self.sizes, self.success_key, self.resets = pictures or {}, cameras, success, reset
+        self.pictures, self.sizes, self.success_key = pictures or {}, cameras, success
         for camera in cameras:
             if camera not in self.pictures:
                 raise ValueError(f"there is no camera {camera!r}, only {sorted(self.pictures)}")
@@ -53,9 +57,7 @@ class World:
         self.action = [(f"action_{i}", unit, self.low[i], self.high[i]) for i in range(len(self.low))]
 
     def reset(self, seed, task):
-        if self.resets is not None and task not in self.resets:
-            raise ValueError(f"there is no task {task!r}, only {sorted(self.resets)}")
-        self.observation, _ = self.env.reset(seed=seed, options=self.resets[task] if self.resets else None)
+        self.observation, _ = self.env.reset(seed=seed)
         self.success = False
 
     def step(self, action):

@@ -57,7 +57,8 @@ class World:
             env = known[task + "-goal-observable"](seed=0)
             env._freeze_rand_vec, env.seeded_rand_vec = False, True
             env.model.camera(CAMERAS["static"]).pos[:] = CLOSER
-            env.model.vis.quality.offsamples = 4 if self.shadows else 0
+            if not self.shadows:
+                env.model.vis.quality.shadowsize = env.model.vis.quality.offsamples = 0
             self.envs[task], self.experts[task] = env, ENV_POLICY_MAP[task]()
         return self.envs[task]
 
@@ -92,10 +93,7 @@ class World:
     def draw(self, camera):
         size = tuple(self.sizes[camera])
         if (self.task, size) not in self.renderers:
-            renderer = self.mujoco.Renderer(self.env.model, *size)
-            renderer.scene.flags[self.mujoco.mjtRndFlag.mjRND_SHADOW] = self.shadows
-            renderer.scene.flags[self.mujoco.mjtRndFlag.mjRND_REFLECTION] = self.shadows
-            self.renderers[self.task, size] = renderer
+            self.renderers[self.task, size] = self.mujoco.Renderer(self.env.model, *size)
         renderer = self.renderers[self.task, size]
         renderer.update_scene(self.env.data, camera=CAMERAS[camera])
         picture = renderer.render()
