@@ -12,8 +12,10 @@ from lerobot.policies.act.modeling_act import ACTPolicy
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot_folders import SENTENCES, SPEC, dataset, seen, train
 from safetensors.torch import load_file, save_file
+from served import serving
 
 from policies.lerobot import LeRobot
+from policies.remote import Remote
 from vla.policy import Policy
 from vla.rollout import merge, select
 from vla.spec import STATE, Entry, UserError, require_match
@@ -136,6 +138,16 @@ def test_temporal_ensembling_stays_the_policy_s_own(folders):
     low, high = np.minimum(new[0], old[1]), np.maximum(new[0], old[1])
     assert (chunks[1][0] >= low - 1e-5).all()
     assert (chunks[1][0] <= high + 1e-5).all()
+
+
+def test_it_is_served_like_any_other(policies):
+    with serving(policies["diffusion"]) as port:
+        there = Remote(SPEC, url=f"ws://127.0.0.1:{port}", openpi={})
+        here, memory = play(policies["diffusion"], 4, (0, 1, 2), (0, 2)), there.begin([4])
+        first, memory = there.act(observation(0), memory)
+        second, _ = there.act(observation(2), there.remember(observation(1), memory))
+        there.close()
+    np.testing.assert_array_equal([first[0], second[0]], here)
 
 
 def test_an_old_memory_is_refused(policies):
