@@ -156,6 +156,8 @@ def load_policy(folder: str | Path, **overrides: Any) -> Any:
                 "that it was trained with."
             )
     policy.load_state_dict(tensors)
+    if hasattr(policy, "learnt"):
+        policy.learnt(checkpoint.training.get("instructions", ()))  # not there in older checkpoints
     return policy.eval()
 
 

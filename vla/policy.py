@@ -53,8 +53,33 @@ class Imagining(Protocol):
 
 
 @runtime_checkable
+class Discerning(Protocol):
+    """A policy that can tell which instructions it has learnt nothing about."""
+
+    def discerns(self) -> bool:
+        """Whether it really can: this one may have come without the sentences that it was trained on."""
+        ...
+
+    def refusal(self, sentence: str) -> str | None:
+        """Why not to act on an instruction, in one sentence that names the nearest known ones; None if it may be acted on."""
+        ...
+
+
+@runtime_checkable
 class Continuing(Protocol):
     """A policy whose `act` may be shown the rest of the plan (PLAN and PLAN_WEIGHT in the observation) and goes on from it."""
 
     continues: bool
     """Whether it can; actions of weight 1 then begin its chunk exactly as they were shown."""
+
+
+def ready_to_refuse(policy: Any) -> str:
+    """Let the policy make what its refusals need (some seconds), and say in words what it refuses."""
+    if not isinstance(policy, Discerning):
+        return "refuses no instruction: this kind of policy cannot tell which it knows"
+    if not policy.discerns():
+        return (
+            "refuses no instruction: its checkpoint does not say which it was trained on, or its text encoder is not calibrated"
+        )
+    policy.refusal("warm up")
+    return "refuses instructions that are like nothing it was trained on (refuse=false: none)"

@@ -74,7 +74,7 @@ class Regression(nn.Module):
         """The random numbers of one world's chunk."""
         return generator.random(1, dtype=np.float32) if self.gripper_rule == "sample" else np.full(1, 0.5, np.float32)
 
-    def act(self, features: Tensor, draws: Tensor, free: Tensor | None = None, guidance: float = 1.0) -> Tensor:
+    def act(self, features: Tensor, draws: Tensor, *, free: Tensor | None = None, guidance: float = 1.0) -> Tensor:
         """[ACT] outputs (M, queries, width) and draws (M, 1) -> actions (M, chunk, 7).
 
         free: the same outputs without the instruction, from which mean and logits are extrapolated by `guidance`.

@@ -17,12 +17,15 @@ from policies.gr1.model import GR1
 from policies.nn.acting import in_groups, still
 from policies.nn.images import Transform, as_bytes, draw_swap, normalise, shift_pixels, swap_margin, to_pixels
 from policies.nn.inpainting import read_plan
+from policies.nn.refusal import LEAST_ODDS, Refusal
 from vla.spec import ACTION, STATE, TASK, Spec, UserError, image_key
 
 FUTURE_PREFIX = "future.images."
 PATH_PREFIX = "path."
 HAND_PATH = 12
 """Points of the hand's path that are kept free when parts of pictures are swapped."""
+UNSAID = ""
+"""The instruction where there is none."""
 Memory = dict[str, Tensor]
 
 
@@ -40,6 +43,8 @@ class GR1Policy(nn.Module):
     augment: changes of pictures at training, largest `brightness` and `colour` (see policies.nn.images.draw_jitter), and
     `swap`, the chance that parts of a picture which the hand does not visit are another's (draw_swap; 0 on video).
     loss: weights `arm`, `gripper`, `flow`, `foresight`, the smooth-L1 `beta`, and `decay` of later actions of a chunk.
+    instruction_dropout: the share of windows that are trained without their instruction; guidance: when acting, actions are
+    extrapolated by this factor from those without the instruction to those with it (1: no second pass; see heads.py).
     micro_batch: worlds are computed in groups of exactly this many, so that an action never depends on its neighbours.
     The other numbers are GR1's (policies/gr1/model.py).
     """
@@ -65,6 +70,8 @@ class GR1Policy(nn.Module):
         resize: str,
         micro_batch: int,
         width: int,
+        instruction_dropout: float = 0.0,
+        guidance: float = 1.0,
         **network: Any,
     ):
         super().__init__()
@@ -78,6 +85,14 @@ class GR1Policy(nn.Module):
             raise UserError(f"chunk {chunk} is not a multiple of action_queries {action_queries}: change one of them.")
         if supervise not in ("all", "last"):
             raise UserError(f"supervise {supervise!r} is unknown: use all or last.")
+        if not 0.0 <= instruction_dropout < 1.0:
+            raise UserError(f"instruction_dropout is {instruction_dropout}: give a share of at least 0 and below 1.")
+        if guidance != 1.0 and not instruction_dropout:
+            raise UserError(
+                f"guidance is {guidance} but the policy has instruction_dropout 0 and never acts without an instruction: "
+                "train it with instruction_dropout=0.1, say, or use guidance=1."
+            )
+        self.instruction_dropout, self.guidance = instruction_dropout, guidance
         self.spec = replace(spec, cameras={c: spec.cameras[c] for c in names}, environment_state=())
         self.history, self.window, self.stride = history > 1, history, history_stride
         self.horizon, self.supervise, self.weights, self.micro_batch = chunk, supervise, dict(loss), micro_batch
@@ -101,6 +116,8 @@ class GR1Policy(nn.Module):
             decoder=foresight["decoder"],
             **network,
         )
+        self._learnt: Sequence[str] = ()
+        self._refusal: Refusal | None = None
         self.head = build_head(head, width, action_queries, chunk, loss, gripper_rule) if spec.action else None
         self.continues = isinstance(self.head, Flow)
         if statistics is not None and self.model.state_token is not None:
@@ -120,6 +137,26 @@ class GR1Policy(nn.Module):
         return self.model.time.device
 
     # Training
+
+    def learnt(self, sentences: Sequence[str]) -> None:
+        """Told by a checkpoint: the sentences that it was trained on, which `refusal` compares with."""
+        self._learnt, self._refusal = sentences, None
+
+    def discerns(self) -> bool:
+        """Whether `refusal` can tell anything: it needs the sentences, and a text encoder for which it was calibrated."""
+        return bool(self._learnt) and self.model.text.name in LEAST_ODDS
+
+    def refusal(self, sentence: str) -> str | None:
+        """Why not to act on an instruction, in one sentence naming the nearest known ones; None if it may be acted on.
+
+        The first call takes some seconds (policies/nn/refusal.py).
+        """
+        if not self.discerns():
+            return None
+        if self._refusal is None:
+            text = self.model.text
+            self._refusal = Refusal(self._learnt, text.pooled, LEAST_ODDS[text.name])
+        return self._refusal.reason(sentence)
 
     def prepare(self, sentences: Sequence[str]) -> None:
         """Encode a dataset's sentences before training on it, in this order (the cache's order decides the order of sums)."""
@@ -145,7 +182,11 @@ class GR1Policy(nn.Module):
         }
         pictures |= {c: swap(pictures[c], donors[c]) for c, swap in swaps.items()}
         images = {c: self.transform(p, jitters[c], dtype).flatten(0, 1) for c, p in pictures.items()}
-        language = self.model.text(batch[TASK]).repeat_interleave(t, dim=0)
+        said = batch[TASK]
+        if self.training and self.instruction_dropout:
+            kept = torch.rand(b) >= self.instruction_dropout
+            said = [sentence if keep else UNSAID for sentence, keep in zip(said, kept.tolist(), strict=True)]
+        language = self.model.text(said).repeat_interleave(t, dim=0)
         state = batch[STATE].flatten(0, 1) if self.model.state_token is not None else None
         frames, patches = self.model.frame(images, state, language)
         frames = frames.unflatten(0, (b, t))
@@ -199,6 +240,8 @@ class GR1Policy(nn.Module):
             "frames": torch.zeros(n, length, self.model.inputs, self.model.time.shape[1], device=device),
             "valid": torch.zeros(n, length, dtype=torch.bool, device=device),
         }
+        if self.guidance != 1.0:
+            memory["frames.unsaid"] = torch.zeros_like(memory["frames"])
         for camera in self.model.cameras:
             memory[f"picture.{camera}"] = torch.zeros(n, self.size, self.size, 3, dtype=torch.uint8, device=device)
             if self.model.skip:
@@ -211,7 +254,9 @@ class GR1Policy(nn.Module):
         with still(self, self.device):
             hashes = [int.from_bytes(hashlib.sha256(s.encode()).digest()[:7]) for s in observation[TASK]]
             instruction = torch.tensor(hashes, dtype=torch.int64, device=self.device)
-            rows = self.model.text.rows(observation[TASK])
+            n = len(observation[TASK])
+            rows = self.model.text.rows([*observation[TASK], *([UNSAID] * n if self.guidance != 1.0 else [])])
+            rows, unsaid = rows[:n], rows[n:]
             arrays = [np.ascontiguousarray(observation[image_key(c)]) for c in self.model.cameras]
             images = [torch.from_numpy(a).to(self.device) for a in arrays]
             state = torch.as_tensor(np.asarray(observation[STATE], np.float32), device=self.device) if self.spec.state else rows
@@ -221,6 +266,9 @@ class GR1Policy(nn.Module):
             new["instruction"] = instruction
             new["frames"] = torch.cat([memory["frames"][:, 1:], tokens[:, None]], dim=1)
             new["valid"] = torch.cat([memory["valid"][:, 1:] & same, torch.ones_like(same)], dim=1)
+            if self.guidance != 1.0:
+                tokens = in_groups(self.micro_batch, self._encode, unsaid, state, *images)[0]
+                new["frames.unsaid"] = torch.cat([memory["frames.unsaid"][:, 1:], tokens[:, None]], dim=1)
             for i, camera in enumerate(self.model.cameras):
                 new[f"picture.{camera}"] = rest[i]
                 if self.model.skip:
@@ -238,7 +286,8 @@ class GR1Policy(nn.Module):
         with still(self, self.device):
             plan = read_plan(observation, self.horizon, self.device) if self.continues else ()
             noise = torch.from_numpy(drawn).to(self.device)
-            (actions,) = in_groups(self.micro_batch, self._decide, *self._view(new), noise, *plan)
+            unsaid = [new["frames.unsaid"][:, :: self.stride]] if self.guidance != 1.0 else []
+            (actions,) = in_groups(self.micro_batch, self._decide, *self._view(new), noise, *unsaid, *plan)
         low, high = (np.array([getattr(e, k) for e in self.spec.action], np.float32) for k in ("low", "high"))
         return np.clip(actions.float().cpu().numpy(), low, high), {**new, "count": new["count"] + 1}
 
@@ -265,11 +314,18 @@ class GR1Policy(nn.Module):
         tokens, patches = self.model.frame(normal, state if self.spec.state else None, self.model.text.vector(rows))
         return (tokens, *(as_bytes(p) for p in pictures), *(patches[c] for c in self.model.cameras))
 
-    def _decide(self, frames: Tensor, valid: Tensor, drawn: Tensor, *plan: Tensor) -> tuple[Tensor]:
-        features, _ = self.model.think(frames, valid, [self.window - 1], True, False)
+    def _decide(self, frames: Tensor, valid: Tensor, drawn: Tensor, *rest: Tensor) -> tuple[Tensor]:
         assert self.head is not None
+        if self.guidance == 1.0:
+            return (self.head.act(self._features(frames, valid), drawn, *rest),)
+        unsaid, *plan = rest
+        free = self._features(unsaid, valid)
+        return (self.head.act(self._features(frames, valid), drawn, *plan, free=free, guidance=self.guidance),)
+
+    def _features(self, frames: Tensor, valid: Tensor) -> Tensor:
+        features, _ = self.model.think(frames, valid, [self.window - 1], True, False)
         assert features is not None
-        return (self.head.act(features[:, 0], drawn, *plan),)
+        return features[:, 0]
 
     def _imagine(self, frames: Tensor, valid: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         cameras = self.model.cameras

@@ -171,8 +171,7 @@ class Text(nn.Module):
             new = wanted
         if new:
             with torch.autocast("cpu", enabled=False):
-                tower = self._tower = self._tower or self._kind.load(**self.options)
-                states, summaries = zip(*(tower(s) for s in new), strict=True)
+                states, summaries = zip(*(self._loaded()(s) for s in new), strict=True)
             # Always padded to the same length: a sentence's sums must not depend on how long others are.
             length, device = self._states.shape[1], self._states.device
             padded = torch.stack([nn.functional.pad(s, (0, 0, 0, length - len(s))) for s in states])
@@ -181,6 +180,16 @@ class Text(nn.Module):
             self._summaries = torch.cat([self._summaries, torch.stack(summaries).to(device)])
             self._rows |= {s: len(self._rows) + i for i, s in enumerate(new)}
         return torch.tensor([self._rows[s] for s in sentences], device=self._lengths.device)
+
+    @torch.no_grad()
+    def pooled(self, sentences: Sequence[str]) -> Tensor:
+        """What the frozen tower makes of whole sentences, (B, width of a token state) of length 1; nothing is kept."""
+        found = torch.stack([self._loaded()(s)[1] for s in sentences])
+        return nn.functional.normalize(found[:, : self._kind.states], dim=-1)
+
+    def _loaded(self) -> Tower:
+        self._tower = self._tower or self._kind.load(**self.options)
+        return self._tower
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Text:
         super()._apply(fn, recurse)

@@ -40,7 +40,7 @@ def config(tmp_path):
                     "limits": {k: {n: list(v) if isinstance(v, tuple) else v for n, v in r.items()} for k, r in LIMITS.items()},
                 },
             },
-            "instructions": ["one"], "seconds": 60, "stay": False, "seed": 0, "priority": 0,
+            "instructions": ["one"], "seconds": 60, "stay": False, "refuse": False, "seed": 0, "priority": 0,
             "executor": {"_target_": "vla.executor.RecedingHorizon", "execute": 5}, "delay_ms": 0,
             "imagine": True, "view": None,
             "replay": {"path": None, "episode": 0},

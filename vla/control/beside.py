@@ -30,7 +30,7 @@ from vla.control.cadence import Cadence
 from vla.control.events import Board, Events
 from vla.control.paced import CYCLE, TIME
 from vla.executor import Executor, require_continuing, shown
-from vla.policy import Memory, Observation
+from vla.policy import Discerning, Memory, Observation
 from vla.spec import IMAGE_PREFIX, STATE, TASK, Spec, UserError, image_key
 
 START_S = 300.0
@@ -76,6 +76,7 @@ class Beside:
         self._asked_ns = 0  # cycle of the last observation that was asked about, or of the instruction's beginning
         self._pending = False  # whether an answer is awaited
         self._dead: str | None = None
+        self._judged: dict[str, str | None] = {}
 
     def start(self) -> None:
         """Build the policy in its process and warm it up; RuntimeError or UserError with what went wrong there."""
@@ -134,6 +135,13 @@ class Beside:
         self._board.note(chunk=self._number, chunk_index=place, inference_ms=self._took_ms)
         return action[None, None], memory
 
+    def judge(self, sentence: str) -> str | None:
+        """Why the policy refuses an instruction, "" if it does not; None as long as its process has not said."""
+        if sentence not in self._judged:
+            self._judged[sentence] = None
+            self._outbox.put(("judge", self._follows, sentence, None))
+        return self._judged[sentence]
+
     def remember(self, observation: Observation, memory: Memory) -> Memory:
         raise NotImplementedError("every observation goes through act")
 
@@ -162,6 +170,10 @@ class Beside:
             if kind == "dead":
                 self._dead = value
                 return
+            if kind == "verdict":
+                reason, sentence = value
+                self._judged[sentence] = reason
+                continue
             due_ns, asked_ns = stamps
             if kind == "imagined":
                 self._board.note(imagined={"time_ns": due_ns + self._ahead_ns, "frames": value[0]})
@@ -185,13 +197,13 @@ class Beside:
             while (letter := self._outbox.get()) is not None:
                 kind, episode, value, stamps = letter
                 self._connection.send((kind, value))
-                if kind == "act":
-                    for wanted in self._answers:
-                        said, answer = self._connection.recv()
-                        if said != wanted:
-                            self._inbox.put(("dead", episode, answer, None))
-                            return
-                        self._inbox.put((said, episode, (answer, time.monotonic_ns()), stamps))
+                for wanted in {"act": self._answers, "judge": ("verdict",)}.get(kind, ()):
+                    said, answer = self._connection.recv()
+                    if said != wanted:
+                        self._inbox.put(("dead", episode, answer, None))
+                        return
+                    told = value if kind == "judge" else time.monotonic_ns()
+                    self._inbox.put((said, episode, (answer, told), stamps))
         except (EOFError, OSError) as error:
             self._inbox.put(("dead", 0, repr(error), None))
 
@@ -209,7 +221,7 @@ def example(spec: Spec) -> dict[str, Any]:
 
 
 def _child(build: Callable[[], Any], executor: Executor, delay_s: float, imagine: bool, connection: Any) -> None:
-    """The policy's process: letters ("begin", seed), ("remember", observation), ("act", observation), in order."""
+    """The policy's process: letters ("begin", seed), ("remember" or "act", observation), ("judge", sentence), in order."""
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_IGN)  # they stop the loop, and the loop ends this process
     try:
@@ -239,6 +251,9 @@ def _child(build: Callable[[], Any], executor: Executor, delay_s: float, imagine
                     memory = policy.begin([value])
                 elif kind == "remember":
                     memory = policy.remember(value, memory)
+                elif kind == "judge":
+                    reason = policy.refusal(value) if isinstance(policy, Discerning) else None
+                    connection.send(("verdict", reason or ""))
                 else:
                     chunk, memory = policy.act(value, memory)
                     if delay_s:

@@ -28,6 +28,7 @@ from vla.control.takeover import Takeover
 from vla.control.view import View
 from vla.evaluation.run import build_policy
 from vla.executor import RecedingHorizon
+from vla.policy import ready_to_refuse
 from vla.rollout import Job, rollout
 from vla.spec import UserError, require_match
 from vla.training.logging import circumstances, write_json
@@ -70,9 +71,13 @@ def run(config: DictConfig, keyboard: int | None = 0) -> dict[str, Any]:
         safe = Safe(Paced(arm, cadence), limits, events, board, **safety)
         closing.callback(safe.close)
         world = Recorded(safe, recorder, board)
-        check = instantiate(config.robot.check, world=arm) if config.robot.get("check") else None
+        rule = None if config.replay.path else config.robot.get("check")  # a replay is not cut short
+        check = instantiate(rule, world=arm) if rule else None
+        judge = policy.judge if config.refuse and isinstance(policy, Beside) else None
         with desk:
-            jobs = [Job("session", session(desk, recorder, events, instructions, steps, config.seed, config.stay, check))]
+            jobs = [
+                Job("session", session(desk, recorder, events, instructions, steps, config.seed, config.stay, check, judge))
+            ]
             events.tell("started", priority=prefer(config.priority))
             gc.freeze()  # what is there by now need not be looked through again
             try:
@@ -110,4 +115,7 @@ def _policy(
 def _build(plain: dict[str, Any]) -> Any:
     """In the policy's process."""
     torch.set_num_threads(1)
-    return build_policy(OmegaConf.create(plain))
+    policy = build_policy(OmegaConf.create(plain))
+    if plain["refuse"]:
+        print(f"the policy {ready_to_refuse(policy)}", file=sys.stderr)
+    return policy

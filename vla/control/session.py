@@ -33,11 +33,13 @@ def session(
     seed: int,
     stay: bool,
     check: Check | None = None,
+    judge: Callable[[str], str | None] | None = None,
 ) -> Script:
     """Follow each instruction for `steps` control steps, or until it is marked; what is typed comes first.
 
     stay: when all are done, hold and wait for more instead of ending. check: marks instructions that it has a rule for, as
-    done when they are, as failed when their time is over. Returns why it ended.
+    done when they are, as failed when their time is over. judge: says why an instruction is refused, "" if it is not; the arm
+    is held until it has said so (None). Returns why it ended.
     """
     waiting, number = deque(instructions), 0
     idle = Follow("")
@@ -51,9 +53,17 @@ def session(
                 return reason
             continue
         sentence = waiting.popleft()
+        if judge is not None:
+            while (refused := judge(sentence)) is None:
+                reason = yield from _until(desk, waiting, idle, 1)
+                if reason is not None:
+                    return reason
+            if refused:
+                events.tell("refused", sentence=sentence, why=refused)
+                continue
         task = check.begin(sentence) if check is not None else ""
         recorder.begin(sentence, task)
-        events.tell("instruction", sentence=sentence, task=task)
+        events.tell("instruction", sentence=sentence, **({"task": task} if task else {}))
         follow = Follow(sentence, seed + number)
         number += 1
         marks: list[bool] = []

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from vla.policy import Memory
+from vla.policy import Discerning, Memory
 from vla.rollout import merge, select
-from vla.spec import UserError
+from vla.spec import TASK, UserError
 
 ACTIVE_S = 1.0
 """A client that has asked within this time is worth waiting for."""
@@ -54,10 +54,12 @@ class Batcher:
     """Asks `policy` on behalf of everybody, in a thread of its own. `run` must be running; `close` ends the thread.
 
     gather_s: how long a batch waits for clients that have not asked yet but did so a moment ago. One alone never waits.
+    refuse: instructions that a discerning policy refuses (vla.policy.Discerning) are answered with its reason.
     """
 
-    def __init__(self, policy: Any, gather_s: float):
+    def __init__(self, policy: Any, gather_s: float, refuse: bool = False):
         self.policy, self.gather_s = policy, gather_s
+        self._refuse = refuse and isinstance(policy, Discerning)
         self._active: dict[int, float] = {}
         self._thread = ThreadPoolExecutor(1, "policy")
         self._waiting: list[tuple[Request, asyncio.Future[None]]] = []
@@ -84,13 +86,19 @@ class Batcher:
             batch, self._waiting = self._waiting, []
             requests = [request for request, _ in batch]
             try:
-                await loop.run_in_executor(self._thread, compute, self.policy, requests)
+                await loop.run_in_executor(self._thread, self._compute, requests)
             except Exception as error:  # a fault of ours ends these clients, not the server
                 for request in requests:
                     request.error = error
             for _, done in batch:
                 if not done.done():
                     done.set_result(None)
+
+    def _compute(self, requests: Sequence[Request]) -> None:
+        for request in requests if self._refuse else ():
+            if TASK in request.observation and (reason := self.policy.refusal(request.observation[TASK])) is not None:
+                request.error = UserError(reason)
+        compute(self.policy, [request for request in requests if request.error is None])
 
     async def _gather(self) -> None:
         self._arrived.clear()

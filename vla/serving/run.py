@@ -14,6 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from vla.evaluation.run import build_policy
+from vla.policy import ready_to_refuse
 from vla.serving.batcher import Request, compute
 from vla.serving.server import HARNESS_PATH, Server
 from vla.spec import ENVIRONMENT_STATE, STATE, TASK, Spec, UserError, image_key
@@ -27,6 +28,8 @@ def serve(config: DictConfig, say: Callable[[str], None] = print) -> None:
     title = Path(config.checkpoint).name if config.checkpoint else config.policy._target_.rpartition(".")[2]
     server = Server(policy, title=title, **settings)
     say(f"warm after {warm_up(policy):.1f} s")
+    if config.server.refuse:
+        say(ready_to_refuse(policy))
     asyncio.run(_until_told(server, say))
 
 

@@ -45,7 +45,7 @@ class Server:
 
     title: the policy in words. host: where to listen; anything but this machine's loopback demands a token, which clients
     send as `Authorization: Api-Key <token>`. port: 0 takes a free one. clients: how many at once. max_megabytes: size of a
-    message, checked before it is read. slow_s: how long a reply may wait to be taken. gather_ms: see Batcher. names,
+    message, checked before it is read. slow_s: how long a reply may wait to be taken. gather_ms, refuse: see Batcher. names,
     harness_names, execute: see Session and HarnessSession.
     Raises UserError for settings that are not safe.
     """
@@ -62,6 +62,7 @@ class Server:
         max_megabytes: float = 8.0,
         slow_s: float = 5.0,
         gather_ms: float = 2.0,
+        refuse: bool = False,
         names: Mapping[str, str] | None = None,
         harness_names: Mapping[str, str] | None = None,
         execute: int = 5,
@@ -75,7 +76,7 @@ class Server:
                 raise UserError(f"{name} is {value}: give a number above 0.")
         self.host, self.port, self.title = host, port, title
         self._open, self.limit, self.max_bytes, self.slow_s = 0, clients, int(1e6 * max_megabytes), slow_s
-        self.batcher = Batcher(policy, gather_ms / 1e3)
+        self.batcher = Batcher(policy, gather_ms / 1e3, refuse)
         self._credential = None if token is None else f"Api-Key {token}".encode()
         self._names, self._harness_names, self._execute = names or {}, harness_names or {}, execute
 

@@ -54,7 +54,9 @@ def build(config: DictConfig, actions: bool) -> Trainer:
         validation = Windows(
             dataset, batch_size=settings.batch_size, seed=VALIDATION_SEED, part="validation", **needs, **held_out
         )
-    facts = {"data": {"path": dataset.path, "digest": dataset.digest, "fingerprint": train.fingerprint}}
+    facts: dict[str, Any] = {"data": {"path": dataset.path, "digest": dataset.digest, "fingerprint": train.fingerprint}}
+    if actions:  # for refusals of others (vla.policy.Discerning)
+        facts["instructions"] = [sentence for sentence in dataset.instructions if sentence]
     _require_same_data(out, facts["data"])
     if hasattr(policy, "prepare"):
         policy.prepare(dataset.instructions)  # in one fixed order, so that a resumed run computes with the same numbers
