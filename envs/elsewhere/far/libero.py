@@ -76,6 +76,8 @@ class World:
             self.make(task)
         self.env.seed(0)
         self.env.reset()
+        for robot in self.env.robots:  # the fingers' command adds up, and survives a reset
+            robot.gripper.current_action = np.zeros(robot.gripper.dof)
         self.env.set_init_state(self.starts[seed % len(self.starts)])
         self.success = False
         for _ in range(self.settle):
@@ -84,7 +86,9 @@ class World:
     def step(self, action):
         action = np.clip(action, -1, 1)
         self.gripper = 1.0 if action[6] > 0 else -1.0
-        self.seen, reward, _, _ = self.env.step(np.append(action[:6], -action[6]))
+        _, reward, _, _ = self.env.step(np.append(action[:6], -action[6]))
+        # What a step returns may be a physics step older, depending on how many steps there were before.
+        self.seen = self.env.env._get_observations(force_update=True)
         self.success = bool(self.env.check_success())
         return reward, self.success, False
 
