@@ -1,18 +1,26 @@
-"""How well the controller keeps time: the simulated robot at 30 Hz with the shipped policy, with and without another process
-that keeps one core busy.
+"""How well the controller keeps time: vla-control with the simulated robot at 30 Hz and the shipped policy, alone, with another
+process that keeps one core busy, and with that and a Rerun recording beside the dataset.
 
     python -m benchmarks.control --seconds 600
     python -m benchmarks.control --seconds 60 --delays 0 50 100 200 300    # the largest jerk under added inference delay
 
-The largest jerk is that of the hand's measured path over the recording, third differences at the control rate, for the ways
-to join chunks that the shipped policy can use. benchmarks/delays.py measures the same without a clock, and success with it.
+Every row is the command itself, as a person starts it; the robot's instructions are followed for TURN_S each, again and again,
+and a session that ended before its time is an error. The largest jerk is that of the hand's measured path over the recording,
+third differences at the control rate, for the ways to join chunks that the shipped policy can use. benchmarks/delays.py
+measures the same without a clock, and success with it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
+import subprocess
+import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +28,14 @@ import numpy as np
 from hydra import compose, initialize_config_module
 
 from benchmarks.machine import machine
-from vla.control.run import run
 from vla.data.store import Dataset
 from vla.spec import STATE
 
 RESULTS = Path(__file__).parent / "results" / "control.md"
+TURN_S = 12.0
+COLUMNS = ("lateness", "sensing", "inference", "reaction", "command")
+USUAL = ("started", "instruction", "instruction_over", "ended", "over")
+"""Events that are no faults."""
 
 
 def spin() -> None:
@@ -32,21 +43,28 @@ def spin() -> None:
         pass
 
 
-def drive(seconds: float, busy: bool, *overrides: str) -> tuple[dict[str, Any], Dataset]:
-    """One session of about so many seconds; its table and recording."""
+@contextmanager
+def drive(seconds: float, busy: bool, *overrides: str) -> Iterator[tuple[dict[str, Any], Path]]:
+    """One session of so many seconds: its table, and its folder while the context lasts."""
     with initialize_config_module("conf", version_base="1.3"):
-        out = tempfile.mkdtemp(prefix="control-")
-        config = compose("control", overrides=[f"out={out}", *overrides])
-    config.seconds = seconds / len(config.instructions)
+        sentences = list(compose("control", overrides=list(overrides)).instructions)
+    turns = ceil(seconds / TURN_S)
+    following = [sentences[k % len(sentences)] for k in range(turns)]
     other = multiprocessing.get_context("spawn").Process(target=spin, daemon=True)
-    if busy:
-        other.start()
-    try:
-        table = run(config, keyboard=None)
-    finally:
+    with tempfile.TemporaryDirectory(prefix="control-") as folder:
+        settings = [f"out={folder}", f"hydra.run.dir={folder}/hydra", f"seconds={seconds / turns}", "robot.check=null"]
+        command = [sys.executable, "-m", "vla.commands.control", *settings, f"instructions={json.dumps(following)}", *overrides]
         if busy:
-            other.kill()
-    return table, Dataset(f"{out}/recording")
+            other.start()
+        try:
+            subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
+        finally:
+            if busy:
+                other.kill()
+        table = json.loads(Path(folder, "cadence.json").read_text())
+        if table["ended"] != "all instructions are done":
+            raise RuntimeError(f"the session ended early ({table['ended']}): see its events above")
+        yield table, Path(folder)
 
 
 def jerk(dataset: Dataset) -> float:
@@ -60,14 +78,15 @@ def jerk(dataset: Dataset) -> float:
     return worst
 
 
-def cadence_row(name: str, table: dict[str, Any]) -> str:
+def cadence_row(name: str, table: dict[str, Any], folder: Path) -> str:
     times = table["milliseconds"]
     cells = [f"{times[part]['p50']:.2f} / {times[part]['p99']:.2f} / {times[part]['worst']:.2f}" for part in COLUMNS]
-    share = 100 * table["missed"] / max(1, table["cycles"] + table["missed"])
-    return f"| {name} | {table['hz']:.3f} | {share:.3f} % | {' | '.join(cells)} |"
-
-
-COLUMNS = ("lateness", "sensing", "inference", "reaction", "command")
+    share = 100 * table["missed"] / (table["cycles"] + table["missed"])
+    faults = ", ".join(f"{count} {event}" for event, count in table["events"].items() if event not in USUAL) or "none"
+    told = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    started = next(event for event in told if event["event"] == "started")
+    figures = f"{started['priority']} | {table['seconds']:.0f} | {table['hz']:.3f} | {table['missed']} ({share:.3f} %)"
+    return f"| {name} | {figures} | {' | '.join(cells)} | {faults} |"
 
 
 def main() -> None:
@@ -78,23 +97,29 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     rows = [
-        "Milliseconds p50 / p99 / worst, by `python -m benchmarks.control`:",
-        "",
-        f"| | Hz | missed | {' | '.join(COLUMNS)} |",
-        "|---|---|---|" + "---|" * len(COLUMNS),
+        f"| | priority | seconds | Hz | missed cycles | {' | '.join(COLUMNS)} | events beside the usual |",
+        "|---|---|---|---|---|" + "---|" * (len(COLUMNS) + 1),
     ]
-    for name, busy in (("alone", False), ("another process busy", True)):
-        rows.append(cadence_row(name, drive(args.seconds, busy)[0]))
-        print(rows[-1], flush=True)
+    with tempfile.TemporaryDirectory(prefix="control-view-") as shown:
+        for name, busy, *more in (
+            ("alone", False),
+            ("another process busy", True),
+            ("another process busy, view=name.rrd", True, f"view={shown}/seen.rrd"),
+        ):
+            with drive(args.seconds, busy, *more) as (table, folder):
+                rows.append(cadence_row(name, table, folder))
+            print(rows[-1], flush=True)
     if args.delays:
         rows += ["", "| added delay, ms | executor | largest jerk, m/s^3 | cycles held |", "|---|---|---|---|"]
     for delay in args.delays:
         for join in ("receding", "ensemble"):
-            _, dataset = drive(args.delay_seconds, False, f"delay_ms={delay}", f"executor={join}")
-            held = dataset.parts[0].group["control/held"][:]
-            rows.append(f"| {delay:g} | {join} | {jerk(dataset):.1f} | {100 * float(np.mean(held)):.1f} % |")  # type: ignore
+            with drive(args.delay_seconds, False, f"delay_ms={delay}", f"executor={join}") as (_, folder):
+                dataset = Dataset(folder / "recording")
+                held = np.asarray(dataset.parts[0].group["control/held"][:])  # pyright: ignore
+                rows.append(f"| {delay:g} | {join} | {jerk(dataset):.1f} | {100 * float(np.mean(held)):.1f} % |")
             print(rows[-1], flush=True)
-    args.out.write_text("\n".join([*rows, "", machine(), ""]))
+    head = f"Milliseconds p50 / p99 / worst, by `python -m benchmarks.control {' '.join(sys.argv[1:])}`; {machine()}."
+    args.out.write_text("\n".join(["# Control", "", head, "", *rows, ""]))
 
 
 if __name__ == "__main__":

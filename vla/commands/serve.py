@@ -6,6 +6,8 @@ VLA_TOKEN=... vla-serve checkpoint=checkpoints/gr1_small server.host=0.0.0.0
 
 from __future__ import annotations
 
+import signal
+
 from omegaconf import DictConfig
 
 from vla.commands.common import command
@@ -14,6 +16,7 @@ from vla.serving.run import serve
 
 @command("serve")
 def main(config: DictConfig) -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # while the policy is loaded; then the server listens
     serve(config)
 
 
