@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-LEAST_ODDS = {"minilm": -2.25}
+LEAST_ODDS = {"minilm": -2.26}
 """Text encoder -> logarithm of the odds below which a sentence is refused, calibrated by benchmarks/refusal.py. An encoder
 that is not here was not calibrated and refuses nothing."""
 KNOWN = 400

@@ -121,6 +121,7 @@ def test_pretrain_then_train_then_go_on(call, robot, video, tmp_path):
     training = json.loads((tmp_path / "stage2/last/training.json").read_text())
     assert training["step"] == 4
     assert len(training["data"]["digest"]) == 16
+    assert "do thing 0" in training["instructions"]
 
     status, said, _ = call(*stage2, "trainer.steps=6")
     assert status == 0
