@@ -90,10 +90,13 @@ class Recorder:
     def close(self) -> None:
         """End the episode and wait until everything is written, for CLOSE_S at most; UserError if it then is not."""
         self.end()
-        self._post.close(CLOSE_S)  # may wait: nobody is in a hurry any more
-        self.process.join(CLOSE_S)
-        if self.process.is_alive():
+        try:
+            self._post.close(CLOSE_S)  # may wait: nobody is in a hurry any more
+            self.process.join(CLOSE_S)
+        finally:
+            late = self.process.is_alive()
             self.process.kill()
+        if late:
             raise UserError(f"the recording was not written within {CLOSE_S:g} s: look at the disk; its last episode is lost.")
 
     def _put(self, letter: tuple[str, Any]) -> None:

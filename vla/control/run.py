@@ -74,7 +74,7 @@ def run(config: DictConfig, keyboard: int | None = 0) -> dict[str, Any]:
         rule = None if config.replay.path else config.robot.get("check")  # a replay is not cut short
         check = instantiate(rule, world=arm) if rule else None
         judge = policy.judge if config.refuse and isinstance(policy, Beside) else None
-        with desk:
+        with desk, closing.pop_all():  # signals only leave word until all is closed
             jobs = [
                 Job("session", session(desk, recorder, events, instructions, steps, config.seed, config.stay, check, judge))
             ]
@@ -88,7 +88,7 @@ def run(config: DictConfig, keyboard: int | None = 0) -> dict[str, Any]:
             except BaseException as error:
                 safe.fail(error)
                 raise
-        events.tell("ended", why=ended)
+            events.tell("ended", why=ended)
     table = {**cadence.table(), "ended": ended, "fault": fault, "events": dict(events.counts)}
     write_json(out / "cadence.json", table)
     return table

@@ -72,9 +72,11 @@ class View:
 
     def close(self) -> None:
         """Show what is waiting, for CLOSE_S at most, and tell if something was dropped."""
-        self._post.close(CLOSE_S)
-        self._process.join(CLOSE_S)
-        self._process.kill()
+        try:
+            self._post.close(CLOSE_S)
+            self._process.join(CLOSE_S)
+        finally:
+            self._process.kill()
         if self.dropped or self._post.broken:
             self._events.tell("view_dropped", letters=self.dropped, error=self._post.broken)
 
