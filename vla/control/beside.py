@@ -30,7 +30,7 @@ from vla.control.cadence import Cadence
 from vla.control.events import Board, Events
 from vla.control.paced import CYCLE, TIME
 from vla.executor import Executor, require_continuing, shown
-from vla.policy import Discerning, Memory, Observation
+from vla.policy import Memory, Observation
 from vla.spec import IMAGE_PREFIX, STATE, TASK, Spec, UserError, image_key
 
 START_S = 300.0
@@ -252,8 +252,8 @@ def _child(build: Callable[[], Any], executor: Executor, delay_s: float, imagine
                 elif kind == "remember":
                     memory = policy.remember(value, memory)
                 elif kind == "judge":
-                    reason = policy.refusal(value) if isinstance(policy, Discerning) else None
-                    connection.send(("verdict", reason or ""))
+                    refusal = getattr(policy, "refusal", None)  # only a Discerning policy has it
+                    connection.send(("verdict", (refusal(value) if refusal else None) or ""))
                 else:
                     chunk, memory = policy.act(value, memory)
                     if delay_s:
