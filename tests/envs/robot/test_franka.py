@@ -211,7 +211,7 @@ def joint_mapping():
 
 
 def test_a_new_joint_target_replaces_the_motion_under_way(make, controller):
-    world = make(controller.hostname, joint_mapping(), action="joints")
+    world = make(controller.hostname, joint_mapping(), action="joints", limits={"dynamics": 0.2})
     world.reset()
     start = state(world)[JOINTS]
     there, back = start.copy(), start.copy()
