@@ -5,11 +5,15 @@
 The simulator knows no errors. Here SIGUSR1 causes a reflex, as a collision does on a real arm: the motion is aborted, the
 state says which error it is, and nothing moves until the client has asked for recovery. SIGUSR2 lets
 recovery be refused, and the next one be granted again.
+
+The simulator also smooths the velocity that it says it was commanded, which a real controller knows exactly. A motion that
+replaces another begins with that velocity, and would overshoot by half of its way. Here it is not smoothed.
 """
 
 import signal
 import sys
 
+import franky_sim.base_simulator
 import franky_sim.simulation_server
 from franky_sim import SimulationServer
 from franky_sim.franka_robot_protocol import (
@@ -67,6 +71,8 @@ def recover(command, server):
 accepted, MoveCommand.handle = MoveCommand.handle, move
 AutomaticErrorRecoveryCommand.handle = recover
 franky_sim.simulation_server.FrankaRobotServer = Controller
+for tracker in (franky_sim.base_simulator.FiniteDifferenceTracker, franky_sim.base_simulator.PoseDerivativeTracker):
+    tracker.__init__.__defaults__ = (0.0,)  # the weight of the past
 
 if __name__ == "__main__":
     with MujocoSimulator() as simulator:

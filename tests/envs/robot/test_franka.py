@@ -198,7 +198,7 @@ def test_steps_stream_and_a_hold_stops_them(make, controller):
     world.hold()
     wait_for(lambda: still(world))
     end = state(world)
-    np.testing.assert_allclose(end[[0, 1]], start[[0, 1]], atol=5e-3)
+    np.testing.assert_allclose(end[[0, 1]], start[[0, 1]], atol=1e-2)  # the joints are stopped each for itself
     np.testing.assert_allclose(np.abs(end[3]), np.pi, atol=0.05)  # the hand still points down
     stream(world, DOWN, lambda: state(world)[2] < end[2] - 0.02)
 
@@ -219,8 +219,11 @@ def test_a_new_joint_target_replaces_the_motion_under_way(make, controller):
     stream(world, np.array([[*there, 1.0]]), lambda: state(world)[7] > start[0] + 0.1)
     most = []
     stream(world, np.array([[*back, 1.0]]), lambda: most.append(state(world)[7]) or most[-1] < start[0])
-    assert max(most) < start[0] + 0.3  # the first target was never reached
-    wait_for(lambda: np.abs(state(world)[JOINTS] - back).max() < 5e-3)
+    assert max(most) < start[0] + 0.25  # the first target was never reached
+    least = []
+    stream(world, np.array([[*back, 1.0]]), lambda: least.append(state(world)[7]) or still(world))
+    np.testing.assert_allclose(state(world)[JOINTS], back, atol=5e-3)
+    assert min(least) > back[0] - 0.01  # a target that is sent again and again is not overshot
 
 
 def test_targets_stay_in_range_and_near_the_joints(make, controller):
