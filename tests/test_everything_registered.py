@@ -78,7 +78,7 @@ def folder(tmp_path):
 
 def test_no_group_is_left_out():
     assert {path.name for path in CONF.iterdir() if path.is_dir() and list(path.glob("*.yaml"))} == {
-        "data", "env", "executor", "experiment", "policy", "robot", "source", "teleop", "tokenizer",
+        "data", "env", "executor", "experiment", "head", "policy", "robot", "source", "teleop", "tokenizer",
         "trainer",
     }  # fmt: skip
     assert set(COMMANDS) == {path.stem for path in CONF.glob("*.yaml")} - {"command"}
@@ -169,6 +169,15 @@ def test_policy_learns(name, world):
     assert set(parts) >= PARTS.get(name, PARTS[name.split("_")[0]])
     idle = [n for n, p in policy.named_parameters() if p.requires_grad and p.grad is None]
     assert idle == []
+
+
+@pytest.mark.parametrize("name", names("head"))
+def test_head(name, world):
+    policy = build_policy(composed("train", f"head@policy.head={name}").policy, world.vla_spec)
+    observation, _ = world.reset(seed=0)
+    chunk, _ = policy.act({**observation, "task": ["open the drawer"] * 2}, policy.begin([0, 1]))
+    assert chunk.shape == (2, policy.horizon, 7)
+    assert np.isfinite(chunk).all()
 
 
 @pytest.mark.parametrize("name", names("executor"))
