@@ -15,6 +15,8 @@ HAND = {}
 class ScriptedLeaderConfig(TeleoperatorConfig):
     calibrated: bool = True
     broken: bool = False
+    drives: bool = False
+    move: float = 0.0
 
 
 @TeleoperatorConfig.register_subclass("scripted_stick")
@@ -32,7 +34,7 @@ class ScriptedLeader(Teleoperator):
     def __init__(self, config):
         super().__init__(config)
         self.config, self.connected = config, False
-        HAND.update(move=0.0, drives=False, fault=None, device=self, asked=0)
+        HAND.update(move=config.move, drives=config.drives, fault=None, device=self, asked=0)
 
     action_features = property(lambda self: {"x.vel": float, "grip": float})
     feedback_features = property(lambda self: {})

@@ -24,6 +24,8 @@ SEGMENT_TYPE = np.dtype(
 )
 SUCCESS = "segment/success"
 """int8 (S,): 1 where it is known that the instruction was carried out, else -1. Only recordings of the controller have it."""
+PERSON = "control/person"
+"""uint8 (F,): 1 where a person drove. Only recordings of the controller have it."""
 
 
 class Part:
@@ -50,6 +52,8 @@ class Part:
         self.segment_columns = [self._rows(n, counts["segments"]) for n in SEGMENT_ARRAYS]
         judged = SUCCESS in self.group
         self.success = self._rows(SUCCESS, counts["segments"]) if judged else np.full(counts["segments"], -1, np.int8)
+        driven = PERSON in self.group
+        self.person = self._rows(PERSON, self.frames).astype(bool) if driven else np.zeros(self.frames, bool)
         starts = np.concatenate(([0], self.ends))[:-1]
         if self.episodes and (np.any(self.ends <= starts) or self.ends[-1] != self.frames):
             at = int(np.argmax(self.ends <= starts)) if np.any(self.ends <= starts) else self.episodes - 1
@@ -153,7 +157,7 @@ class Dataset:
     episode_ends int64 (E,): frames up to and with each episode. episode_seeds int64 (E,).
     segments: structured (S,) with fields start, end (frames), episode, task, instruction (indices into the lists), success.
     tasks, instructions: unique texts, sorted; entry 0 is always "", no task or no instruction.
-    vectors: "observation.state", "action", ... -> float32 (F, D), in memory.
+    vectors: "observation.state", "action", ... -> float32 (F, D), in memory. person: bool (F,), where a person drove.
     statistics: "observation.state" and "action" -> mean, std, min, max, q01, q99, each float32 (D,); see statistics.py.
     narrow: sentences about entries whose range was widened to the floor.
     digest: 16 hex digits that change with any frame, number or label.
@@ -179,6 +183,7 @@ class Dataset:
         self.num_episodes = len(self.episode_ends)
         self._join_segments()
         self.vectors = {n: np.concatenate([p.vectors[n] for p in self.parts]) for n in self.parts[0].vectors}
+        self.person = np.concatenate([p.person for p in self.parts])
         named = {n: e for n, e in ((STATE, self.spec.state), (ACTION, self.spec.action)) if n in self.vectors}
         self.statistics = {n: describe(self.vectors[n]) for n in named}
         self.narrow = [

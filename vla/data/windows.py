@@ -37,8 +37,8 @@ class Windows:
 
     dataset: a Dataset or what opens one. cameras: which to give (default all).
     history, history_stride: T frames, that many apart. foresight_steps: 0 for no future frames. chunk: actions per frame.
-    segments: "labelled" gives every frame of every segment as now, "successes" only of those that are known to have succeeded;
-    "all" also frames without a label (instruction "").
+    segments: "labelled" gives every frame of every segment as now, "successes" only of those that are known to have succeeded,
+    "corrections" only those at which a person drove; "all" also frames without a label (instruction "").
     actions_until: "segment" masks actions outside the window's segment; "episode" lets chunks run on to the episode's end.
     part, holdout: every `holdout`-th episode is kept for part="validation" and left out of part="train".
     max_frames: only so many frames' worth of episodes, drawn by `seed`; for learning curves.
@@ -65,7 +65,7 @@ class Windows:
         history_stride: int = 1,
         foresight_steps: int = 3,
         chunk: int = 10,
-        segments: Literal["labelled", "successes", "all"] = "labelled",
+        segments: Literal["labelled", "successes", "corrections", "all"] = "labelled",
         actions_until: Literal["segment", "episode"] = "segment",
         part: Literal["all", "train", "validation"] = "all",
         holdout: int = 20,
@@ -87,7 +87,7 @@ class Windows:
                 has = sorted(self.dataset.spec.cameras)
                 raise UserError(f"dataset {self.dataset.path} has no camera {camera!r}: choose among {has}.")
         for name, value, choices in (
-            ("segments", segments, ("labelled", "successes", "all")),
+            ("segments", segments, ("labelled", "successes", "corrections", "all")),
             ("actions_until", actions_until, ("segment", "episode")),
             ("part", part, ("all", "train", "validation")),
             ("mode", mode, ("auto", "memory", "stream")),
@@ -244,12 +244,15 @@ class Windows:
             wanted &= data.segments["success"] == 1
         labels = np.flatnonzero(wanted)
         now, segment = _ranges(data.segments["start"][labels], data.segments["end"][labels], labels)
+        if segments == "corrections":
+            person = data.person[now]
+            now, segment = now[person], segment[person]
         if segments == "all":
             every, _ = _ranges(data.episode_starts[episodes], data.episode_ends[episodes], episodes)
             rest = np.setdiff1d(every, now)
             now, segment = np.concatenate((now, rest)), np.concatenate((segment, np.full(len(rest), -1)))
         if not len(now):
-            kind = "successes" if segments == "successes" else "labelled segments"
+            kind = "labelled segments" if segments in ("labelled", "all") else segments
             raise UserError(f"dataset {data.path} has no {kind} in the chosen episodes: use segments=all.")
         return now, segment
 

@@ -1,5 +1,8 @@
 """The mapping from a LeRobot robot to a world: units there and back, what a mistake in it says."""
 
+import time
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -41,6 +44,24 @@ def test_a_robot_that_cannot_hold_is_sent_where_it_is(tmp_path):
     world.reset()
     np.testing.assert_allclose(world.hold(), [[np.pi / 2, 0]], rtol=1e-6)
     assert list(world.robot.sent[-1].values()) == pytest.approx([90, 0])
+
+
+def test_a_picture_is_as_old_as_its_camera_says(tmp_path):
+    world = RobotWorld(**mapping(tmp_path))
+    taken = time.perf_counter() - 5.0
+    world.robot.cameras = {"front": SimpleNamespace(latest_timestamp=taken)}  # as LeRobot's cameras have it
+    world.reset()
+    _, infos = world.sense()
+    assert infos["camera_times_ns"]["static"] == pytest.approx(taken * 1e9, abs=1e3)
+    assert infos["time_ns"] - infos["camera_times_ns"]["static"] > 4.9e9
+
+
+def test_one_false_reading_is_not_held_at(tmp_path):
+    world = RobotWorld(**mapping(tmp_path))
+    world.reset()
+    world.robot.joints["elbow.pos"] = -180.0
+    world.sense()
+    np.testing.assert_allclose(world.hold(), [[np.pi / 2, 0]], rtol=1e-6)
 
 
 def test_closing_holds_and_disconnects(tmp_path):
