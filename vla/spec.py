@@ -97,10 +97,9 @@ class Spec:
         entries = {k: tuple(Entry(**e) for e in data[k]) for k in ("state", "action", "environment_state")}
         cameras = {k: (int(h), int(w)) for k, (h, w) in data["cameras"].items()}
         rest = {k: data[k] for k in ("action_kind", "control_hz", "frame")}
-        matrices = {
-            n: {k: tuple(map(float, m)) for k, m in data.get(n, {}).items()} for n in PROJECTIONS
-        }  # none in older files
-        return cls(cameras=cameras, **entries, **rest, **matrices)
+        # Older files have no projections.
+        still, riding = ({k: tuple(map(float, m)) for k, m in data.get(n, {}).items()} for n in PROJECTIONS)
+        return cls(cameras=cameras, **entries, **rest, projections=still, hand_projections=riding)
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=1)

@@ -114,7 +114,7 @@ class LeRobot:
                     "use parts made for each other."
                 )
         entries = {kind: getattr(spec, kind) if kind in self._widths else () for kind in ("state", "environment_state")}
-        self.spec = replace(spec, cameras=self.spec.cameras, projections={}, **entries)
+        self.spec = replace(spec, cameras=self.spec.cameras, projections={}, hand_projections={}, **entries)
 
     def begin(self, seeds: Sequence[int]) -> Memory:
         """Brains for `len(seeds)` fresh worlds."""
