@@ -15,7 +15,9 @@ from vla.control.clock import Clock
 from vla.control.events import Board, Events
 from vla.control.limits import Limits
 from vla.control.paced import Paced
+from vla.control.run import run
 from vla.control.safety import Safe, Stopped
+from vla.data.store import check
 from vla.spec import STATE, UserError
 
 TICK = 2 * np.pi / 4095
@@ -227,6 +229,24 @@ def test_a_hold_does_not_sink(bus, safe):
         *_, infos = safe.step(GO)
     np.testing.assert_array_equal(goals(bus), held)
     np.testing.assert_allclose(infos["sent"][0, :5], (held[:5] - 2048) * TICK, atol=2 * TICK)
+
+
+def test_a_session_drives_it_and_ends_holding(bus, tmp_path):
+    overrides = [
+        "robot=so101", f"robot.world.robot.port={bus.port}", f"robot.world.robot.calibration_dir={tmp_path}",
+        "robot.world.robot.num_read_retries=4", "~robot.world.cameras", "~robot.world.robot.cameras",
+        "+policy._target_=so101_policy.Aside", f"out={tmp_path}/out", "instructions=[aside]", "seconds=3", "priority=0",
+    ]  # fmt: skip
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("control", overrides)
+    table = run(config, keyboard=None)
+    assert table["fault"] is None
+    assert positions(bus)[0] == pytest.approx(2048 + 0.5 / TICK, abs=40)
+    assert all(servo.registers[TORQUE] for servo in bus.servos.values())
+    dataset = check(tmp_path / "out" / "recording")
+    assert dataset.vectors[STATE][0, 0] == pytest.approx(0, abs=0.01)
+    assert dataset.vectors[STATE][-1, 0] == pytest.approx(0.5, abs=0.1)
+    assert dataset.instructions == ["", "aside"]
 
 
 def test_the_joints_are_named_as_the_servos_are(world):

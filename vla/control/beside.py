@@ -140,6 +140,7 @@ class Beside:
         if sentence not in self._judged:
             self._judged[sentence] = None
             self._outbox.put(("judge", self._follows, sentence, None))
+        self._collect(time.monotonic_ns())  # here, too: nothing is asked of `act` while a person drives
         return self._judged[sentence]
 
     def remember(self, observation: Observation, memory: Memory) -> Memory:

@@ -51,6 +51,7 @@ def run(config: DictConfig, keyboard: int | None = 0) -> dict[str, Any]:
         limits = Limits(arm.vla_spec, **safety.pop("limits"))
         policy, instructions, steps = _policy(config, arm.vla_spec.control_hz, board, events, cadence)
         closing.callback(policy.close)
+        judge = policy.judge if config.refuse and isinstance(policy, Beside) else None
         desk = Desk(out / "STOP", keyboard)
         if config.get("teleop"):
             if config.replay.path:
@@ -73,7 +74,6 @@ def run(config: DictConfig, keyboard: int | None = 0) -> dict[str, Any]:
         world = Recorded(safe, recorder, board)
         rule = None if config.replay.path else config.robot.get("check")  # a replay is not cut short
         check = instantiate(rule, world=arm) if rule else None
-        judge = policy.judge if config.refuse and isinstance(policy, Beside) else None
         with desk, closing.pop_all():  # signals only leave word until all is closed
             jobs = [
                 Job("session", session(desk, recorder, events, instructions, steps, config.seed, config.stay, check, judge))

@@ -83,8 +83,8 @@ def _until(
     mark: Callable[[bool], None] | None = None,
     check: Check | None = None,
 ) -> Script:
-    """Go on with `follow` for `steps` (those of a person who drives not counted), or until a line is typed; returns why all
-    shall end, or None."""
+    """Go on with `follow` for `steps`, or until a line is typed; returns why all shall end, or None. An instruction's time
+    stands still while a person drives."""
     done = 0
     while steps is None or done < steps:
         if (reason := desk.stopped()) is not None:
@@ -100,7 +100,7 @@ def _until(
             mark(True)
             return None
         yield follow
-        done += not desk.taken
+        done += mark is None or not desk.taken
     if mark is not None and check is not None:
         mark(False)
     return None
