@@ -20,6 +20,7 @@ from vla.spec import ACTION, STATE, TASK, Spec, UserError, image_key
 
 FUTURE_PREFIX = "future.images."
 PATH_PREFIX = "path."
+TASK_NUMBER = "task.number"
 HAND_PATH = 12
 """Points of the hand's path that are kept free when parts of pictures are swapped."""
 PARTS = ("understanding", "generation", "action")
@@ -156,7 +157,8 @@ class F1Policy(nn.Module):
             if self.training:
                 if self.swap and PATH_PREFIX + c in batch:
                     margin = swap_margin(self.spec, c)
-                    pictures = draw_swap(batch[PATH_PREFIX + c], self.swap, self.size, margin)(pictures, pictures[:, now])
+                    swap = draw_swap(batch[PATH_PREFIX + c], batch[TASK_NUMBER], self.swap, self.size, margin)
+                    pictures = swap(pictures, pictures[:, now])
                 jitter = self.transform.jitter(c, len(pictures), pictures.device)
                 pictures = shift_pixels(pictures, jitter.shift)
             images[c] = normalise(resize(pictures[:, now], self.sees), jitter, dtype)

@@ -22,6 +22,7 @@ from vla.spec import ACTION, STATE, TASK, Spec, UserError, image_key
 
 FUTURE_PREFIX = "future.images."
 PATH_PREFIX = "path."
+TASK_NUMBER = "task.number"
 HAND_PATH = 12
 """Points of the hand's path that are kept free when parts of pictures are swapped."""
 UNSAID = ""
@@ -176,7 +177,7 @@ class GR1Policy(nn.Module):
         pictures = {c: self.transform.resize(batch[image_key(c)]) for c in cameras}
         donors = {c: p[:, -1] for c, p in pictures.items()}
         swaps = {
-            c: draw_swap(batch[PATH_PREFIX + c], self.swap, self.size, swap_margin(self.spec, c))
+            c: draw_swap(batch[PATH_PREFIX + c], batch[TASK_NUMBER], self.swap, self.size, swap_margin(self.spec, c))
             for c in cameras
             if self.training and self.swap and PATH_PREFIX + c in batch
         }

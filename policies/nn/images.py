@@ -57,22 +57,36 @@ SWAP_MARGIN_NEAR = 0.12
 """The same in a picture from the hand, where things are larger."""
 
 
-def draw_swap(path: Tensor, chance: float, size: int, margin: float = SWAP_MARGIN) -> Swap:
+def donors(tasks: Tensor) -> Tensor:
+    """Another window with the same task for each of a batch, tasks (B,) -> int64 (B,), each once; itself if there is none."""
+    order = torch.randperm(len(tasks), device=tasks.device)
+    order = order[tasks[order].argsort(stable=True)]
+    counts = tasks[order].unique_consecutive(return_counts=True)[1]
+    ends = counts.cumsum(0)
+    following = torch.arange(1, len(tasks) + 1, device=tasks.device)
+    following[ends - 1] = ends - counts  # the last of a group is followed by its first
+    return torch.empty_like(order).scatter_(0, order, order[following])
+
+
+def draw_swap(path: Tensor, tasks: Tensor, chance: float, size: int, margin: float = SWAP_MARGIN) -> Swap:
     """For a share `chance` of a batch, rectangles away from the path (B, K, 2) that the hand takes through the picture.
 
     What the hand does not visit does not matter for the task: with parts of other scenes there, a policy learns to find
-    what it is told to move by looking at it and not at the things that happen to be around.
+    what it is told to move by looking at it and not at the things that happen to be around. The other picture is one of the
+    same of `tasks` (B,), and the rectangles keep off its path too: a second lever, or block of the same colour, would leave
+    open which one is meant.
     """
-    b, device = len(path), path.device
+    b, device, donor = len(path), path.device, donors(tasks)
     low, high = SWAP_SIDES
     half = (low + (high - low) * torch.rand(b, SWAPS, 2, device=device)) / 2
     centre = (1 + 2 * SWAP_OVER) * torch.rand(b, SWAPS, 2, device=device) - SWAP_OVER
+    path = torch.cat([path, path[donor]], dim=1)
     touched = ((path[:, None] - centre[:, :, None]).abs() < half[:, :, None] + margin).all(-1).any(-1)
     drawn = ~touched & (torch.rand(b, 1, device=device) < chance)
     cells = (torch.arange(size, device=device) + 0.5) / size
     columns, rows = ((cells - centre[..., i, None]).abs() < half[..., i, None] for i in (0, 1))
-    mask = (rows[..., :, None] & columns[..., None, :] & drawn[..., None, None]).any(1)
-    return Swap(mask, torch.randperm(b, device=device))
+    covered = (rows & drawn[..., None]).float().transpose(1, 2) @ columns.float()  # by how many rectangles
+    return Swap(covered > 0, donor)
 
 
 def swap_margin(spec: Spec, camera: str) -> float:

@@ -88,6 +88,7 @@ def test_windows_are_those_of_the_naive_way(played, history, stride, foresight, 
             np.testing.assert_array_equal(batch[names.get(name, name)][i].numpy(), value, err_msg=f"{name} of window {i}")
         assert batch["task"][i] == (segment.instruction if segment else "")
         assert windows.instructions[batch["task.index"][i]] == batch["task"][i]
+        assert windows.dataset.tasks[batch["task.number"][i]] == (segment.task if segment else "")
 
 
 def test_the_batch_has_the_agreed_shapes(played):
@@ -104,6 +105,7 @@ def test_the_batch_has_the_agreed_shapes(played):
         "action": ((8, 3, 4, 3), torch.float32),
         "action.mask": ((8, 3, 4), torch.bool),
         "task.index": ((8,), torch.int64),
+        "task.number": ((8,), torch.int64),
     }
 
 

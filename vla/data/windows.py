@@ -146,7 +146,8 @@ class Windows:
 
         observation.images.<camera>, future.images.<camera> uint8 (B, T, H, W, 3); observation.state float32 (B, T, S);
         action float32 (B, T, chunk, A); action.mask, frame.mask, future.mask bool; task: B instructions and task.index
-        int64 (B,), their place in `instructions`. Datasets without states or actions give none. path.<camera> float32
+        int64 (B,), their place in `instructions`; task.number int64 (B,), the task's place in the dataset's `tasks`, 0 for
+        none. Datasets without states or actions give none. path.<camera> float32
         (B, hand_path, 2): u to the right and v downwards, in shares of the picture.
         """
         places = number * self.batch_size + np.arange(self.batch_size)
@@ -188,6 +189,7 @@ class Windows:
         texts = self._instruction_numbers(segment, rng)
         batch[TASK] = [data.instructions[i] for i in texts]
         batch["task.index"] = torch.from_numpy(texts)
+        batch["task.number"] = torch.from_numpy(self._task_numbers(segment))
         return batch
 
     def _bounds(self, segment: np.ndarray, start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -202,12 +204,17 @@ class Windows:
             np.where(labelled, segments["end"][segment][:, None], end),
         )
 
+    def _task_numbers(self, segment: np.ndarray) -> np.ndarray:
+        if not len(self.dataset.segments):
+            return np.zeros(len(segment), np.int64)
+        return np.where(segment >= 0, self.dataset.segments["task"][segment], 0).astype(np.int64)
+
     def _instruction_numbers(self, segment: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if not len(self.dataset.segments):
             return np.zeros(len(segment), np.int64)
         texts = np.where(segment >= 0, self.dataset.segments["instruction"][segment], 0).astype(np.int64)
         if self.shuffle_instructions:
-            tasks = np.where(segment >= 0, self.dataset.segments["task"][segment], 0)
+            tasks = self._task_numbers(segment)
             draws = rng.random(len(segment))
             for i in np.flatnonzero(tasks):  # a segment without a task keeps its own words
                 choices = self._texts_of_task[tasks[i]]

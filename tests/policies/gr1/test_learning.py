@@ -11,7 +11,7 @@ from small_gr1 import FLOW, SENTENCES, SPEC, VIDEO, batch, observation, policy, 
 
 from policies.gr1 import foresight
 from policies.gr1.heads import Flow
-from policies.nn.images import SWAP_MARGIN, Transform, draw_swap, normalise, shift_pixels, to_pixels
+from policies.nn.images import SWAP_MARGIN, Transform, donors, draw_swap, normalise, shift_pixels, to_pixels
 from vla.spec import UserError
 
 
@@ -133,21 +133,32 @@ def test_transform_draws_one_change_per_window_and_none_when_acting():
 
 
 @given(st.integers(0, 2**31 - 1), st.integers(1, 12))
-def test_swapped_parts_keep_off_the_hands_path(seed, points):
+def test_swapped_parts_keep_off_the_hands_paths_in_both_pictures(seed, points):
     generator = torch.manual_seed(seed)
     path = 1.4 * torch.rand(16, points, 2, generator=generator) - 0.2
-    swap = draw_swap(path, 1.0, 32)
+    swap = draw_swap(path, torch.randint(0, 4, (16,), generator=generator), 1.0, 32)
     cells = (torch.arange(32) + 0.5) / 32
     near = (path[:, :, None, None, 0] - cells).abs() < SWAP_MARGIN
-    near = near & ((path[:, :, None, None, 1] - cells[:, None]).abs() < SWAP_MARGIN)
-    assert not (swap.mask & near.any(1)).any()
-    assert sorted(swap.donor.tolist()) == list(range(16))
+    near = (near & ((path[:, :, None, None, 1] - cells[:, None]).abs() < SWAP_MARGIN)).any(1)
+    assert not (swap.mask & (near | near[swap.donor])).any()
+
+
+@given(st.integers(0, 2**31 - 1), st.integers(1, 40))
+def test_donors_do_the_same_task(seed, windows):
+    generator = torch.manual_seed(seed)
+    tasks = torch.randint(0, 8, (windows,), generator=generator)
+    donor = donors(tasks)
+    assert torch.equal(tasks[donor], tasks)
+    assert sorted(donor.tolist()) == list(range(windows))
+    alone = tasks.bincount(minlength=8)[tasks] == 1
+    assert torch.equal(donor == torch.arange(windows), alone)
 
 
 def test_swapped_parts_show_the_donor_and_only_they():
     torch.manual_seed(0)
     images = torch.randint(0, 256, (8, 2, 16, 16, 3), dtype=torch.uint8)
-    swap = draw_swap(torch.full((8, 1, 2), 0.1), 1.0, 16)
+    path, tasks = torch.full((8, 1, 2), 0.1), torch.zeros(8, dtype=torch.int64)
+    swap = draw_swap(path, tasks, 1.0, 16)
     assert swap.mask.any((1, 2)).all()
     mixed = swap(images, images[:, -1])
     for i in range(8):
@@ -155,7 +166,7 @@ def test_swapped_parts_show_the_donor_and_only_they():
             expected = torch.where(swap.mask[i, :, :, None], images[swap.donor[i], -1], images[i, step])
             assert torch.equal(mixed[i, step], expected)
     assert torch.equal(swap(images[:3], images[:, -1]), mixed[:3])
-    assert not draw_swap(torch.full((8, 1, 2), 0.1), 0.0, 16).mask.any()
+    assert not draw_swap(path, tasks, 0.0, 16).mask.any()
 
 
 def test_training_is_jittered_and_evaluation_is_not():
