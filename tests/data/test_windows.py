@@ -201,7 +201,7 @@ def test_video_has_no_states_and_no_actions(tmp_path):
         )
     batch = Windows(tmp_path / "v", batch_size=4, history=2, foresight_steps=1).batch(0)
     images = {"observation.images.static", "future.images.static"}
-    assert set(batch) == images | {"frame.mask", "future.mask", "task", "task.index"}
+    assert set(batch) == images | {"frame.mask", "future.mask", "task", "task.index", "task.number"}
     assert batch["task"] == ["wipe"] * 4
 
 
