@@ -9,7 +9,6 @@ number of processes or worlds, and a run that was killed goes on where each unit
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from vla.data.store import Dataset
-from vla.data.writer import DatasetWriter, Segment, frame_arrays, part_path
+from vla.data.writer import DatasetWriter, Segment, existing_group, frame_arrays, part_path
 from vla.parallel import spread
 from vla.policy import Observation
 from vla.rollout import Follow, Job, Reset, Script, rollout
@@ -210,8 +209,8 @@ def resume(units: Sequence[Unit], out: str, seed: int) -> None:
 
 def has_episodes(out: str) -> bool:
     """Whether some part of the dataset has committed episodes."""
-    groups = (json.loads(file.read_text()) for file in Path(out).glob("part-*/zarr.json"))
-    return any(group["attributes"].get("committed", {}).get("episodes") for group in groups)
+    groups = (existing_group(part, "r") for part in sorted(Path(out).glob("part-*")))
+    return any(cast(dict, group.attrs.get("committed", {})).get("episodes") for group in groups if group)
 
 
 def collect(config: DictConfig) -> Iterator[tuple[int, int]]:

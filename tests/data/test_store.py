@@ -231,6 +231,14 @@ def _overwrite(path, name, index, value):
     zarr.open_group(str(path), mode="r+")[name][index] = value
 
 
+def _halve(path, name):
+    (path / name).write_text((path / name).read_text()[: (path / name).stat().st_size // 2])
+
+
+def _say(path, name, value):
+    zarr.open_group(str(path), mode="r+").attrs[name] = value
+
+
 def _shorten(path):
     zarr.open_group(str(path), mode="r+")["action"].resize((300, 3))
 
@@ -249,6 +257,13 @@ def _shorten(path):
         (lambda p: shutil.rmtree(p / "action"), ["lacks the array action"]),
         (lambda p: _overwrite(p, "episode/end", 0, 350), ["episode/end", "episode 1"]),
         (lambda p: _overwrite(p, "segment/end", 0, 201), ["segment/end", "episode 0", "[0, 201)"]),
+        (lambda p: _halve(p, "zarr.json"), ["zarr.json cannot be read", "restore it"]),
+        (lambda p: (p / "zarr.json").write_text(""), ["zarr.json cannot be read"]),
+        (lambda p: _halve(p, "action/zarr.json"), ["action cannot be read"]),
+        (lambda p: _halve(p, "observation.images.static/zarr.json"), ["observation.images.static cannot be read"]),
+        (lambda p: _halve(p, "segment/task/zarr.json"), ["segment/task cannot be read"]),
+        (lambda p: _say(p, "committed", "all"), ["zarr.json", "cannot be read"]),
+        (lambda p: _say(p, "spec", {"schema": 1}), ["zarr.json", "cannot be read"]),
     ],
 )
 def test_damage_is_told_by_array_and_episode(tmp_path, damage, words):
@@ -258,6 +273,17 @@ def test_damage_is_told_by_array_and_episode(tmp_path, damage, words):
     with pytest.raises(UserError) as error:
         check(tmp_path / "d")
     assert all(w in str(error.value) for w in words), error.value
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "action/zarr.json", "episode/end/zarr.json"])
+def test_a_damaged_dataset_is_not_appended_to(tmp_path, name):
+    write(tmp_path / "d", [20])
+    _halve(tmp_path / "d", name)
+    before = {file: file.read_bytes() for file in (tmp_path / "d").rglob("*") if file.is_file()}
+    with pytest.raises(UserError, match=r"cannot be read.*restore it"):
+        DatasetWriter(tmp_path / "d", SPEC, {})
+    assert {file: file.read_bytes() for file in before} == before
 
 
 def test_bad_paths_are_told(tmp_path):

@@ -14,7 +14,18 @@ import zarr
 
 from vla.data.frames import FrameReader
 from vla.data.statistics import RANGE_FLOOR, describe, narrow
-from vla.data.writer import EPISODE_ARRAYS, KIND, SEGMENT_ARRAYS, DatasetWriter, Segment, checksum, frame_arrays, part_path
+from vla.data.writer import (
+    EPISODE_ARRAYS,
+    KIND,
+    SEGMENT_ARRAYS,
+    DatasetWriter,
+    Segment,
+    checksum,
+    existing_group,
+    frame_arrays,
+    part_path,
+    unreadable,
+)
 from vla.spec import ACTION, IMAGE_PREFIX, STATE, Spec, UserError
 
 __all__ = ["Dataset", "DatasetWriter", "Segment", "check", "part_path"]
@@ -33,26 +44,27 @@ class Part:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        try:
-            self.group = zarr.open_group(path, mode="r")
-        except FileNotFoundError:
-            raise UserError(
-                f"there is no dataset at {path}: check the path, or make one with vla-collect or vla-convert."
-            ) from None
+        group = existing_group(path, "r")
+        if group is None:
+            raise UserError(f"there is no dataset at {path}: check the path, or make one with vla-collect or vla-convert.")
+        self.group = group
         if self.group.attrs.get("kind") != KIND:
             raise UserError(f"{path} holds no dataset of this project: check the path.")
         if "committed" not in self.group.attrs:
             raise UserError(f"dataset {path} was killed before its first episode: run its command again.")
-        self.spec = Spec.from_dict(cast(dict, self.group.attrs["spec"]))
-        self.provenance = cast(dict[str, Any], self.group.attrs["provenance"])
-        counts = cast(dict[str, int], self.group.attrs["committed"])
-        self.frames, self.episodes = counts["frames"], counts["episodes"]
+        try:
+            self.spec = Spec.from_dict(cast(dict, self.group.attrs["spec"]))
+            self.provenance = dict(cast(dict[str, Any], self.group.attrs["provenance"]))
+            counts = {k: int(v) for k, v in cast(dict[str, int], self.group.attrs["committed"]).items()}
+            self.frames, self.episodes, segments = (counts[name] for name in ("frames", "episodes", "segments"))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise unreadable(path, "what zarr.json says of it", error) from error
         rows = {n: self._rows(n, self.episodes) for n in EPISODE_ARRAYS}
         self.ends, self.seeds, self.scenes, self.sums = (rows[n] for n in EPISODE_ARRAYS)
-        self.segment_columns = [self._rows(n, counts["segments"]) for n in SEGMENT_ARRAYS]
-        judged = SUCCESS in self.group
-        self.success = self._rows(SUCCESS, counts["segments"]) if judged else np.full(counts["segments"], -1, np.int8)
-        driven = PERSON in self.group
+        self.segment_columns = [self._rows(n, segments) for n in SEGMENT_ARRAYS]
+        self.judged = self._has(SUCCESS)
+        self.success = self._rows(SUCCESS, segments) if self.judged else np.full(segments, -1, np.int8)
+        driven = self._has(PERSON)
         self.person = self._rows(PERSON, self.frames).astype(bool) if driven else np.zeros(self.frames, bool)
         starts = np.concatenate(([0], self.ends))[:-1]
         if self.episodes and (np.any(self.ends <= starts) or self.ends[-1] != self.frames):
@@ -74,7 +86,7 @@ class Part:
         digest = hashlib.sha256(json.dumps(self.spec.to_dict(), sort_keys=True).encode())
         for column in (self.ends, self.seeds, self.scenes, self.sums, *self.segment_columns):
             digest.update(json.dumps(column.tolist()).encode())
-        if SUCCESS in self.group:
+        if self.judged:
             digest.update(self.success.tobytes())
         return digest.digest()
 
@@ -87,11 +99,19 @@ class Part:
                 if checksum(reader.read(np.arange(start, end))) != self.sums[episode, names.index(name)]:
                     raise self._damaged(name, episode, "does not have the frames that were written")
 
+    def _has(self, name: str) -> bool:
+        try:
+            return name in self.group
+        except (ValueError, TypeError) as error:
+            raise unreadable(self.path, name, error) from error
+
     def _array(self, name: str, count: int) -> zarr.Array:
         try:
             array = cast(zarr.Array, self.group[name])
         except KeyError:
             raise UserError(f"dataset {self.path} lacks the array {name}: restore it or make the dataset again.") from None
+        except (ValueError, TypeError) as error:
+            raise unreadable(self.path, name, error) from error
         if array.shape[0] < count:
             raise UserError(
                 f"dataset {self.path}: {name} has {array.shape[0]} entries where {count} were committed: restore it."
@@ -103,9 +123,7 @@ class Part:
         try:
             return np.asarray(array[:count])
         except Exception as error:  # whatever a codec raises on damaged bytes
-            raise UserError(
-                f"dataset {self.path}: {name} cannot be read ({error}): restore it or make the dataset again."
-            ) from error
+            raise unreadable(self.path, name, error) from error
 
     def _check_segments(self, starts: np.ndarray) -> None:
         first, last = self.segment_columns[0], self.segment_columns[1]
@@ -239,7 +257,5 @@ def _parts_of(path: str) -> list[str]:
 
 
 def _begun(path: str) -> bool:
-    try:
-        return "committed" in zarr.open_group(path, mode="r").attrs
-    except FileNotFoundError:
-        return False
+    group = existing_group(path, "r")
+    return group is not None and "committed" in group.attrs

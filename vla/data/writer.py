@@ -23,7 +23,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Self, cast
+from typing import IO, Any, Literal, Self, cast
 
 import numpy as np
 import zarr
@@ -73,12 +73,20 @@ def part_path(path: str | Path, part: int) -> str:
     return f"{path}/part-{part:03d}"
 
 
-def _existing_group(path: str | Path) -> zarr.Group | None:
-    """The zarr group at a path or URL opened for reading and writing, or None if nothing is there."""
+def existing_group(path: str | Path, mode: Literal["r", "r+"]) -> zarr.Group | None:
+    """The zarr group at a path or URL, or None if nothing is there; UserError if it is damaged."""
     try:
-        return zarr.open_group(str(path), mode="r+")
-    except FileNotFoundError:
+        return zarr.open_group(str(path), mode=mode)
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except (ValueError, KeyError, TypeError) as error:  # whatever zarr raises on a zarr.json that is cut short or altered
+        raise unreadable(path, "zarr.json", error) from error
+
+
+def unreadable(path: str | Path, name: str, error: Exception) -> UserError:
+    """What is said of a part of a dataset that is there but makes no sense."""
+    what = " ".join(str(error).split()) or type(error).__name__
+    return UserError(f"dataset {path}: {name} cannot be read ({what}): restore it or make the dataset again.")
 
 
 class DatasetWriter:
@@ -93,7 +101,7 @@ class DatasetWriter:
         self.path, self.spec = str(path), spec
         self._arrays = frame_arrays(spec)
         self._lock = _lock(self.path)
-        group = _existing_group(path)
+        group = existing_group(path, "r+")
         if group is None:
             attributes = {"kind": KIND, "spec": spec.to_dict(), "provenance": dict(provenance), "arrays": list(self._arrays)}
             group = zarr.create_group(self.path, attributes=attributes)
@@ -102,7 +110,10 @@ class DatasetWriter:
         elif not resume:
             raise UserError(f"dataset {path} exists already: choose another path, remove it, or continue it with resume=true.")
         self.group = group
-        saved = Spec.from_dict(cast(dict, group.attrs["spec"]))
+        try:
+            saved = Spec.from_dict(cast(dict, group.attrs["spec"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise unreadable(path, "its spec", error) from error
         if saved.to_dict() != spec.to_dict():  # not the objects: sizes may be lists
             raise UserError(f"dataset {path} was begun with another spec ({_difference(saved, spec)}): choose another path.")
         if "committed" not in group.attrs:  # new, or killed while it was being created
@@ -110,7 +121,7 @@ class DatasetWriter:
             self._commit(episodes=0, segments=0, frames=0)
         self._committed = cast(dict[str, int], dict(cast(dict, group.attrs["committed"])))
         with zarr.config.set({"array.write_empty_chunks": True}):  # a file of black frames is no missing file
-            self._handles = {name: cast(zarr.Array, group[name]) for name in (*self._arrays, *EPISODE_ARRAYS, *SEGMENT_ARRAYS)}
+            self._handles = {name: self._handle(name) for name in (*self._arrays, *EPISODE_ARRAYS, *SEGMENT_ARRAYS)}
         self._truncate()
 
     def __enter__(self) -> Self:
@@ -173,6 +184,12 @@ class DatasetWriter:
         self.group.attrs["statistics"] = {name: {k: v.tolist() for k, v in s.items()} for name, s in found.items()}
         if self._lock is not None:
             self._lock.close()
+
+    def _handle(self, name: str) -> zarr.Array:
+        try:
+            return cast(zarr.Array, self.group[name])
+        except (KeyError, TypeError, ValueError) as error:
+            raise unreadable(self.path, name, error) from error
 
     def _create_arrays(self) -> None:
         for name, (shape, dtype) in self._arrays.items():
