@@ -57,6 +57,23 @@ def test_bad_command_line_is_one_sentence(call, overrides, words):
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize(("out", "place"), [("file", "file"), ("file/deeper/still", "file")])
+def test_a_place_that_cannot_be_written_is_told_before_any_work(call, tmp_path, out, place):
+    (tmp_path / "file").write_text("mine")
+    status, said = call(lambda config: pytest.fail("it went to work"), f"out={tmp_path / out}")
+    assert status == 2
+    assert said == f"error: out={tmp_path / out}: {tmp_path / place} is a file, not a folder: choose another out.\n"
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_without_rights_is_told_before_any_work(call, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # rights do not hold root back
+    status, said = call(lambda config: pytest.fail("it went to work"), f"out={tmp_path}/a/b")
+    assert status == 2
+    assert f"you may not write in {tmp_path}" in said
+    assert not (tmp_path / "a").exists()
+
+
 def test_user_error_from_main_or_from_a_part(call):
     def main(config):
         instantiate(OmegaConf.create({"_target_": f"{__name__}.build_with_mistake"}))

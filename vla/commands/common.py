@@ -15,6 +15,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 import hydra
@@ -35,6 +36,7 @@ def command(config_name: str) -> Callable[[Main], Callable[[], None]]:
         def told(config: DictConfig) -> None:
             # Caught inside Hydra's job, because Hydra adds lines of its own to whatever leaves it.
             try:
+                require_place(config.get("out"))
                 main(config)
             except Exception as error:
                 if (sentence := explain(error)) is None:
@@ -80,6 +82,19 @@ def explain(error: BaseException | None) -> str | None:
     if isinstance(chain[0], HydraException | OmegaConfBaseException) and not isinstance(chain[0], InstantiationException):
         return _in_one_line(str(chain[0]))
     return None
+
+
+def require_place(out: str | None) -> None:
+    """Raises UserError unless a folder can be made at `out`, or written into; nothing is made. None and URLs pass."""
+    if not out or "://" in out:
+        return
+    place = Path(out).absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise UserError(f"out={out}: {place} is a file, not a folder: choose another out.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"out={out}: you may not write in {place}: choose another out, or change the rights.")
 
 
 def fail(sentence: str) -> NoReturn:
