@@ -54,6 +54,11 @@ class Elsewhere(VectorEnv):
     that must be there. limits: seconds for the requests "open", "reset" (and restore) and "step" (and all others).
     """
 
+    INSTALL = "make worlds NAME={}"
+    """The command that makes the interpreter."""
+    AT: Mapping[str, int] = {}
+    """Further reset options, which the adapter's reset takes: name -> how many numbers for each world."""
+
     def __init__(
         self,
         name: str,
@@ -72,9 +77,10 @@ class Elsewhere(VectorEnv):
         self._processes: list[Process] = []
         if num_worlds < 1 or not self.tasks:
             raise UserError(f"{name} has num_worlds={num_worlds} and {len(self.tasks)} tasks: give at least one of each.")
-        self.scenes = tuple((scene or [name])[0] for _ in range(num_worlds))
+        self.scenes = tuple((scene or [name])[i % max(len(scene), 1)] for i in range(num_worlds))
         self.limits = LIMITS | dict(limits or {})
-        self._python, self._adapter = _interpreter(name, python), _adapter(adapter)
+        self._install = self.INSTALL.format(name)
+        self._python, self._adapter = _interpreter(name, python, self._install), _adapter(adapter)
         sizes = {camera: [int(side) for side in size] for camera, size in (cameras or {}).items()}
         self._request = {"limit": self.limits["open"], "cameras": sizes, "options": dict(options or {})}
         self._request["versions"] = dict(versions or {})
@@ -97,16 +103,20 @@ class Elsewhere(VectorEnv):
         try:
             for _ in range(self.num_envs):
                 self._processes.append(Process(self._python, self._adapter))
-            for process in self._processes:
-                process.open(self._request)
+            for n, process in enumerate(self._processes):
+                process.open(self._opening(n))
             for process in self._processes:
                 process.opened()
         except (Gone, UserError) as error:
             self.close_extras()
             raise UserError(
                 f"world {self.name!r} under {self._python} cannot be opened: it {error}. "
-                f"Mend env.world, or that environment (`make worlds NAME={self.name}` builds it anew)."
+                f"Mend env.world, or that environment (`{self._install}` builds it anew)."
             ) from error
+
+    def _opening(self, n: int) -> dict[str, Any]:
+        """The request that opens world n."""
+        return self._request
 
     def _make_spaces(self) -> None:
         box, spec = gymnasium.spaces.Box, self.vla_spec
@@ -130,11 +140,12 @@ class Elsewhere(VectorEnv):
         """Start episodes.
 
         options: `task` (N,) counts in `tasks` (0 where missing); `start` (N,) whole numbers that choose the start, where
-        missing drawn from the world's seed; `reset_mask` (N,) restricts to some worlds.
+        missing drawn from the world's seed; `reset_mask` (N,) restricts to some worlds; those of `AT`, (N, how many).
         """
         options = dict(options or {})
-        if unknown := set(options) - {"task", "start", "reset_mask"}:
-            raise UserError(f"unknown reset option {min(unknown)!r}: use task, start or reset_mask.")
+        known = ("task", "start", *self.AT, "reset_mask")
+        if unknown := set(options) - set(known):
+            raise UserError(f"unknown reset option {min(unknown)!r}: use {', '.join(known[:-1])} or {known[-1]}.")
         rows = np.flatnonzero(self._mask(options.get("reset_mask", np.ones(self.num_envs, bool))))
         seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int | np.integer) else seed
         if seeds is not None and len(seeds) != self.num_envs:
@@ -144,11 +155,13 @@ class Elsewhere(VectorEnv):
                 self._rngs[n] = np.random.default_rng(int(seeds[n]))  # type: ignore[index]
         tasks = self._whole("task", options.get("task", np.zeros(self.num_envs)), len(self.tasks), rows)
         starts = self._whole("start", options["start"], 2**31, rows) if "start" in options else None
+        at = {name: self._numbers(name, options[name], count) for name, count in self.AT.items() if name in options}
         requests = {}
         for n in rows.tolist():
             self._tasks[n] = tasks[n]
             number = int(starts[n]) if starts is not None else int(self._rngs[n].integers(2**31))
             start = {"call": "reset", "limit": self.limits["reset"], "seed": number, "task": self.tasks[tasks[n]]}
+            start["at"] = {name: values[n].tolist() for name, values in at.items()}
             self._past[n] = _Past(start)
             requests[n] = {**start, "draw": bool(self._seen[n])}
         self._ask(requests)
@@ -166,6 +179,12 @@ class Elsewhere(VectorEnv):
         if wrong or not all(0 <= x < end and x == int(x) for x in numbers[rows].tolist()):
             raise UserError(f"reset option {name} is {values}: give {self.num_envs} whole numbers from 0 to {end - 1}.")
         return numbers.astype(np.int64)
+
+    def _numbers(self, name: str, values: Any, count: int) -> np.ndarray:
+        numbers, wanted = np.asarray(values, np.float64), (self.num_envs, count)
+        if numbers.shape != wanted or not np.isfinite(numbers).all():
+            raise UserError(f"reset option {name} has shape {numbers.shape}: give one row of finite numbers a world, {wanted}.")
+        return numbers
 
     def step(self, actions: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One control step under actions (N, A); UserError if not finite. An episode that has ended stands still.
@@ -276,7 +295,7 @@ class Elsewhere(VectorEnv):
             self._processes[n].close()
             try:
                 process = self._processes[n] = Process(self._python, self._adapter)
-                process.open(self._request)
+                process.open(self._opening(n))
                 process.opened()
                 if process.spec != self.vla_spec:
                     raise UserError(f"{sentence}, and came back as another world: restart the command.")
@@ -319,12 +338,12 @@ class Elsewhere(VectorEnv):
         self._processes.clear()
 
 
-def _interpreter(name: str, python: str) -> Path:
+def _interpreter(name: str, python: str, install: str) -> Path:
     path = ROOT / Path(python).expanduser()  # an absolute path stays itself
     if not path.is_file():
         raise UserError(
-            f"world {name!r} wants the interpreter {path}, which is not there: run `make worlds NAME={name}`, or name the "
-            "interpreter of your own environment in env.world.python."
+            f"world {name!r} wants the interpreter {path}, which is not there: run `{install}`, or name the interpreter of "
+            "your own environment in env.world.python."
         )
     return path
 

@@ -7,12 +7,14 @@ own code (see gym.py beside this file). Requests and replies are msgpack maps, o
 
     open      protocol, cameras, options, versions       -> protocol, spec, offers
     reset     seed, task, draw                           -> task, reward, terminated, truncated, success
+              at: name -> numbers, where the adapter's reset takes more
     step      action, draw                               -> the same
     draw                                                 -> the same; pictures of this instant
     save                                                 -> saved: bytes
     restore   saved, draw                                -> the same
 
-and `limit`, in seconds: a request that takes longer ends the process, with a trace of where it hung on stderr. What cannot be
+with `told`, where the adapter has a method of this name: what it has to say beyond an observation. All requests have
+`limit`, in seconds: a request that takes longer ends the process, with a trace of where it hung on stderr. What cannot be
 done is answered with `error`, one sentence. Observations do not go through the socket: they lie in MEMORY, a file that both
 sides map, in the order of `layout`. An episode that has ended stands still until it is reset; `success` stays true once it was.
 """
@@ -66,6 +68,10 @@ def views(placed, memory):
     return {
         name: np.frombuffer(memory, dtype, math.prod(shape), offset).reshape(shape) for name, dtype, shape, offset in placed
     }
+
+
+def plain(matrices):
+    return {name: [float(x) for x in matrix] for name, matrix in matrices.items()}
 
 
 def send(link, message):
@@ -156,17 +162,20 @@ class Server:
             "action_kind": world.action_kind,
             "control_hz": float(world.control_hz),
             "frame": world.frame,
-            "projections": {name: [float(x) for x in matrix] for name, matrix in getattr(world, "projections", {}).items()},
+            **{kind: plain(getattr(world, kind, {})) for kind in ("projections", "hand_projections")},
         }
-        offers = [name for name in ("expert", "save") if hasattr(world, name)]
+        offers = [name for name in ("expert", "save", "told") if hasattr(world, name)]
         placed, size = layout(self.spec, "expert" in offers)
         os.ftruncate(self.memory_file, size)
         self.views = views(placed, mmap.mmap(self.memory_file, size))
         return {"protocol": PROTOCOL, "spec": self.spec, "offers": offers}
 
+    def begin(self, start):
+        self.start = {"seed": start["seed"], "task": start["task"], "at": start.get("at", {})}
+        self.world.reset(start["seed"], start["task"], **self.start["at"])
+
     def do_reset(self, request):
-        self.start = {"seed": request["seed"], "task": request["task"]}
-        self.world.reset(**self.start)
+        self.begin(request)
         success = bool(self.world.success)
         self.outcome = {"task": self.start["task"], "reward": 0.0, "terminated": False, "truncated": False, "success": success}
         return self.observed(request["draw"])
@@ -188,8 +197,7 @@ class Server:
 
     def do_restore(self, request):
         saved = msgpack.unpackb(request["saved"])
-        self.start = {"seed": saved["seed"], "task": saved["task"]}
-        self.world.reset(**self.start)
+        self.begin(saved)
         self.world.restore(saved["world"])
         self.outcome = saved["outcome"]
         return self.observed(request["draw"])
@@ -203,7 +211,7 @@ class Server:
         if draw:
             for name in self.spec["cameras"]:
                 self.put("observation.images." + name, self.world.draw(name))
-        return self.outcome
+        return dict(self.outcome, told=self.world.told()) if hasattr(self.world, "told") else self.outcome
 
     def put(self, name, values):
         view, values = self.views[name], np.asarray(values)

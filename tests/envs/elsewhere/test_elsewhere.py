@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import gymnasium
 import numpy as np
@@ -73,6 +74,44 @@ def test_worlds_are_reset_one_by_one_to_tasks_of_their_own():
         np.testing.assert_array_equal(after["observation.state"][0], before["observation.state"][0])
         assert after["observation.state"][1, 1] == 0
         assert [state.task for state in world.states([1])] == ["left"]
+
+
+class At(Elsewhere):
+    AT: ClassVar = {"x": 1}
+
+
+def test_starts_can_be_given_in_numbers():
+    world = At("toy", TOY, sys.executable, ["left", "right"], num_worlds=2)
+    try:
+        observation, _ = world.reset(options={"x": np.array([[0.25], [0.5]])})
+        np.testing.assert_array_equal(observation["observation.state"][:, 0], [0.25, 0.5])
+        world.step(PUSH)
+        observation, _ = world.reset(options={"x": np.array([[0.0], [0.75]]), "reset_mask": np.array([False, True])})
+        np.testing.assert_allclose(observation["observation.state"][:, 0], [0.35, 0.75], atol=1e-6)
+        os.kill(world._processes[1].pid, signal.SIGKILL)
+        np.testing.assert_allclose(trajectory(world, 1)[0, 1], [0.7, 1], atol=1e-6)
+        saved = world.save()
+        trajectory(world, 2)
+        np.testing.assert_allclose(world.restore(saved)["observation.state"][:, 1], [2, 1])
+        for wrong in (np.zeros((2, 2)), np.zeros(2), np.array([[0], [np.nan]])):
+            with pytest.raises(UserError, match=r"reset option x has shape .*finite numbers a world, \(2, 1\)"):
+                world.reset(options={"x": wrong})
+    finally:
+        world.close()
+
+
+def test_what_a_world_tells():
+    with worlds() as world:
+        assert "told" in world.offers
+        world.reset(seed=0)
+        world.step(PUSH)
+        world.reset(options={"reset_mask": np.array([False, True])})
+        assert [outcome["told"] for outcome in world._outcomes] == [{"steps": 1}, {"steps": 0}]
+
+
+def test_worlds_take_scenes_in_turn():
+    with worlds(3, scene=["one", "two"]) as world:
+        assert world.scenes == ("one", "two", "one")
 
 
 def test_an_episode_that_has_ended_stands_still_and_stays_solved():

@@ -1,6 +1,6 @@
 """A far world small enough to reason about: a point that actions push, with as many ways to go wrong as tests ask for.
 
-The start decides x, the task where to. Runs in any Python that has NumPy, without gymnasium.
+The start decides x unless it is given, the task where to. Runs in any Python that has NumPy, without gymnasium.
 """
 
 import os
@@ -24,10 +24,12 @@ class World:
         if wrong == "open":
             raise ValueError("no such table")
 
-    def reset(self, seed, task):
+    def reset(self, seed, task, x=None):
         if task == "lost":
             raise ValueError("there is no task 'lost'")
         self.x, self.steps, self.goal = float(np.random.default_rng(seed).random()), 0, {"left": -1.0, "right": 2.0}[task]
+        if x is not None:
+            self.x = x[0]
         self.success = False
 
     def step(self, action):
@@ -61,6 +63,9 @@ class World:
 
     def observe(self):
         return {"observation.state": np.array([self.x, self.steps][: self.shape]), "observation.environment_state": [self.goal]}
+
+    def told(self):
+        return {"steps": self.steps}
 
     def expert(self):
         return np.clip([(self.goal - self.x) / 0.1, 0], -1, 1)
