@@ -3,6 +3,7 @@
 # make lint    formatting, lint, types and the import contract
 # make bench   the measurements of benchmarks/ that need no data set
 # make worlds NAME=metaworld   another simulator (env=metaworld), in an environment of its own under .worlds/
+# make calvin CALVIN_ROOT=...  the genuine CALVIN (env=calvin), from your clone of mees/calvin or mees/calvin_env
 # make setup   only install: into .venv, from uv.lock; the others do it first
 #
 # Needs python3 (any), and Python 3.12, which uv fetches if the machine has none. Nothing is installed outside this folder.
@@ -15,7 +16,7 @@ BIN := .venv/bin
 # The uv on the PATH if it runs, else one of our own.
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
 
-.PHONY: setup demo test lint bench worlds clean
+.PHONY: setup demo test lint bench worlds calvin clean
 .DEFAULT_GOAL := setup
 
 .uv/bin/uv:
@@ -48,8 +49,26 @@ bench: setup
 FAR := envs/elsewhere/far/requirements
 worlds: $(filter .uv/bin/uv,$(UV))
 	@test -f $(FAR)/$(NAME).txt || { echo "NAME is '$(NAME)': give one of $(notdir $(basename $(wildcard $(FAR)/*.txt)))."; exit 2; }
+	@test "$(NAME)" != calvin || { echo "CALVIN wants its code: make calvin CALVIN_ROOT=<your clone of mees/calvin>."; exit 2; }
 	$(UV) venv --quiet --clear --python 3.12 .worlds/$(NAME)
 	$(UV) pip install --quiet --python .worlds/$(NAME) -r $(FAR)/$(NAME).txt
+
+CALVIN_REVISIONS := 1431a46 797142c
+calvin: $(filter .uv/bin/uv,$(UV))
+	@for from in "$(CALVIN_ROOT)/calvin_env" "$(CALVIN_ROOT)" ""; do \
+		test -n "$$from" || { echo "CALVIN_ROOT is '$(CALVIN_ROOT)': give a git clone of mees/calvin with its submodules, or of" \
+			"mees/calvin_env, that has the commits $(CALVIN_REVISIONS)."; exit 2; }; \
+		for wanted in $(CALVIN_REVISIONS); do \
+			git -c safe.directory='*' -C "$$from" cat-file -e $$wanted^{commit} 2>/dev/null || continue 2; \
+		done; break; \
+	done; \
+	rm -rf .worlds/calvin_env; \
+	for wanted in $(CALVIN_REVISIONS); do \
+		git -c safe.directory='*' clone --quiet --no-checkout "$$from" .worlds/calvin_env/$$wanted && \
+		git -C .worlds/calvin_env/$$wanted checkout --quiet --detach $$wanted || exit 1; \
+	done
+	$(UV) venv --quiet --clear --no-project --python 3.11 .worlds/calvin
+	$(UV) pip install --quiet --python .worlds/calvin -r $(FAR)/calvin.txt
 
 clean:
 	rm -rf .uv .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache
