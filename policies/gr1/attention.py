@@ -6,8 +6,21 @@ import torch
 from torch import Tensor
 
 
+def token_steps(steps: int, inputs: int, actions: int, foresight: int, query_steps: list[int], device: torch.device) -> Tensor:
+    """The step of every token of the sequence that `attention_mask` describes, int64 (S,)."""
+    queries = torch.tensor(query_steps, device=device)
+    inputs_of = torch.arange(steps, device=device).repeat_interleave(inputs)
+    return torch.cat([inputs_of, queries.repeat_interleave(actions), queries.repeat_interleave(foresight)])
+
+
 def attention_mask(
-    valid: Tensor, inputs: int, actions: int, foresight: int, query_steps: list[int], act_sees_foresight: bool
+    valid: Tensor,
+    inputs: int,
+    actions: int,
+    foresight: int,
+    query_steps: list[int],
+    act_sees_foresight: bool,
+    band: int | None = None,
 ) -> Tensor:
     """The attention rules of GR-1 as bool (B, S, S); [b, i, j] True: token i may look at token j.
 
@@ -30,18 +43,11 @@ def attention_mask(
 
     Queries are looked at by nobody else, not even by themselves, so leaving them out changes nothing for the rest. Keys of
     padded steps are looked at by nobody. A token that would see nothing (in a padded step) sees itself, so that its
-    softmax is defined; its output is never used.
+    softmax is defined; its output is never used. With `band` nobody looks further back than the last `band` steps, their own
+    among them.
     """
-    steps = valid.shape[1]
-    device = valid.device
-    queries = torch.tensor(query_steps, device=device)
-    step = torch.cat(
-        [
-            torch.arange(steps, device=device).repeat_interleave(inputs),
-            queries.repeat_interleave(actions),
-            queries.repeat_interleave(foresight),
-        ]
-    )
+    steps, device = valid.shape[1], valid.device
+    step = token_steps(steps, inputs, actions, foresight, query_steps, device)
     order = torch.arange(len(step), device=device)
     first_action, first_foresight = steps * inputs, steps * inputs + len(query_steps) * actions
     is_input, is_foresight = order < first_action, order >= first_foresight
@@ -51,6 +57,8 @@ def attention_mask(
     allowed = (causal | past) & is_input[None]
     if act_sees_foresight:
         allowed = allowed | (is_action[:, None] & is_foresight[None] & (step[:, None] == step[None]))
+    if band is not None:
+        allowed = allowed & (step[:, None] - step[None] < band)
     allowed = allowed & valid[:, step][:, None, :]
     blind = ~allowed.any(-1)
     return allowed | (blind[:, :, None] & torch.eye(len(step), dtype=torch.bool, device=device))

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from policies.gr1.attention import attention_mask
+from policies.gr1.attention import attention_mask, token_steps
 from policies.gr1.foresight import Decoder
+from policies.nn.rotary import CLOCK, clock
 from policies.nn.state import StateToken
 from policies.nn.text import Text
 from policies.nn.transformer import Resampler, Trunk
@@ -26,7 +27,8 @@ class GR1(nn.Module):
 
     places: the last place is `now`, or (published) the window's `first` frame that exists has the first place, so that now
     moves on until the window is full. token_positions: rows of a learned table of token positions, added after the first
-    norm (GR1-Training); the published model has none (0).
+    norm (GR1-Training); the published model has none (0). time: `index`, as described, or `rotary`: no time embedding, tokens
+    know how long ago others were, and look back at `window` steps in sequences of any length (see policies/gr1/stream.py).
     """
 
     def __init__(
@@ -53,10 +55,18 @@ class GR1(nn.Module):
         decoder: Mapping[str, Any],
         places: str = "now",
         token_positions: int = 0,
+        time: str = "index",
     ):
         super().__init__()
         if places not in ("now", "first"):
             raise UserError(f"places {places!r} is unknown: use now or first.")
+        if time not in ("index", "rotary"):
+            raise UserError(f"time {time!r} is unknown: use index or rotary.")
+        if time == "rotary" and (token_positions or window > CLOCK // 2):
+            raise UserError(
+                f"rotary time needs token_positions 0 and a history of at most {CLOCK // 2}, but they are {token_positions} "
+                f"and {window}: change them or use time=index."
+            )
         self.cameras, self.window, self.queries, self.action_queries = tuple(cameras), window, queries, action_queries
         self.act_sees_foresight, self.places = act_sees_foresight, places
         self.text = Text(text, language)
@@ -70,7 +80,9 @@ class GR1(nn.Module):
         self.latent_token = nn.ModuleDict({c: nn.Linear(channels, width) for c in cameras})
         self.cls_token = nn.ModuleDict({c: nn.Linear(first.cls_width, width) for c in cameras})
         self.inputs = 1 + (state is not None) + len(cameras) * (resampler["latents"] + 1)
-        self.time = nn.Parameter(torch.randn(window, width) * 0.02)
+        self.time = nn.Parameter(torch.randn(window, width) * 0.02) if time == "index" else None
+        self.turns: Tensor | None
+        self.register_buffer("turns", clock(width // heads) if time == "rotary" else None, persistent=False)
         self.per_step = self.inputs + action_queries + len(cameras) * queries
         if 0 < token_positions < window * self.per_step:
             raise UserError(
@@ -97,8 +109,19 @@ class GR1(nn.Module):
 
         Returns its input tokens (M, inputs, width) and the vision patches by camera (M, P, C)."""
         token = self.state_token(state) if self.state_token is not None and state is not None else None
-        features = {c: self.vision[self.vision_of[c]](images[c], language) for c in self.cameras}
+        features = self.see(images, language)
         return self.tokens(language, token, features), {c: patches for c, (_, patches) in features.items()}
+
+    def see(self, images: Mapping[str, Tensor], language: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Vision features camera -> (cls, patches) of images and language as `frame` takes them.
+
+        Cameras that share an encoder go through it together: products with more rows are faster."""
+        features: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, encoder in self.vision.items():
+            mine = [c for c in self.cameras if self.vision_of[c] == name]
+            cls, patches = encoder(torch.cat([images[c] for c in mine]), language.repeat(len(mine), 1))
+            features |= zip(mine, zip(cls.chunk(len(mine)), patches.chunk(len(mine)), strict=True), strict=True)
+        return features
 
     def tokens(self, language: Tensor, state: Tensor | None, features: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
         """Language (M, D), state token (M, width) and vision features camera -> (cls, patches) as tokens (M, inputs, width)."""
@@ -133,26 +156,33 @@ class GR1(nn.Module):
         obs = len(self.cameras) * self.queries if foresee_tokens else 0
         if places is None and self.places == "first":
             places = (torch.arange(t, device=valid.device) - valid.int().argmax(1, keepdim=True)).clamp(min=0)
-        time = self.time[self.window - t :] if places is None else self.time[places]
-        parts = [(frames + time[..., None, :].to(frames.dtype)).flatten(1, 2)]
-        if act and self.act_query is not None:
-            parts.append(self.act_query.repeat(count, 1).expand(b, -1, -1).to(frames.dtype))
-        if foresee_tokens:
-            queries = torch.cat([self.obs_query[c] for c in self.cameras])
-            parts.append(queries.repeat(count, 1).expand(b, -1, -1).to(frames.dtype))
-        x = self.norm(torch.cat(parts, dim=1))
+        if self.time is not None:
+            time = self.time[self.window - t :] if places is None else self.time[places]
+            frames = frames + time[..., None, :].to(frames.dtype)
+        queries = self.questions(act, foresee_tokens, count).expand(b, -1, -1).to(frames.dtype)
+        x = self.norm(torch.cat([frames.flatten(1, 2), queries], dim=1))
         if self.position is not None:
             if places is None:
                 places = torch.arange(self.window - t, self.window, device=valid.device).expand(b, t)
             x = x + self.position[self._token_places(places, query_steps, actions, obs)].to(x.dtype)
         x = self.drop(x)
-        mask = attention_mask(valid, inputs, actions, obs, query_steps, self.act_sees_foresight)
-        x = self.trunk(x, mask[:, None], x.shape[1] - t * inputs)
+        band = turns = None
+        if self.turns is not None:
+            band, steps = self.window, token_steps(t, inputs, actions, obs, query_steps, valid.device)
+            turns = self.turns[steps % CLOCK][None, None]
+        mask = attention_mask(valid, inputs, actions, obs, query_steps, self.act_sees_foresight, band)
+        x = self.trunk(x, mask[:, None], x.shape[1] - t * inputs, turns)
         acts = x[:, : count * actions].unflatten(1, (count, actions)) if act else None
         if not foresee:
             return acts, {}
         seen = x[:, count * actions :].unflatten(1, (count, len(self.cameras), self.queries)).unbind(2)
         return acts, dict(zip(self.cameras, seen, strict=True))
+
+    def questions(self, act: bool, foresee: bool, steps: int = 1) -> Tensor:
+        """The [ACT] queries of all steps, then their [OBS] queries, those that are wanted: (S, width)."""
+        acts = [self.act_query.repeat(steps, 1)] if act and self.act_query is not None else []
+        obs = [torch.cat([self.obs_query[c] for c in self.cameras]).repeat(steps, 1)] if foresee else []
+        return torch.cat(acts + obs)
 
     def _token_places(self, places: Tensor, query_steps: list[int], actions: int, obs: int) -> Tensor:
         """Places of frames (B, T) -> those of the sequence's tokens (B, S) if steps were end to end, all queries in them."""

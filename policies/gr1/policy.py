@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from policies.gr1 import foresight as frames_to_come
 from policies.gr1.heads import Flow, build_head, weighted_mean
 from policies.gr1.model import GR1
+from policies.gr1.stream import Stream
+from policies.gr1.window import Window
 from policies.nn.acting import in_groups, still
 from policies.nn.images import Transform, as_bytes, draw_swap, normalise, shift_pixels, swap_margin, to_pixels
 from policies.nn.inpainting import read_plan
@@ -37,16 +39,18 @@ class GR1Policy(nn.Module):
     dataset this is GR-1's pre-training model of language, frames and [OBS] queries only.
     statistics: feature name -> {"mean", "std"}; only `observation.state` is read. None when a checkpoint brings them.
     size: side of the network's images in pixels; cameras: name -> {"pad": largest random shift in those pixels}.
-    history: number of frames in the window, `history_stride` control steps apart; chunk: actions predicted, by
-    `action_queries` parallel queries; foresight: {"steps": how far ahead, "fraction": part of a batch it is trained on,
-    "queries": [OBS] tokens per camera, "decoder": its numbers, "epsilon": where patches' deviations get it, `inside` or
-    `outside` (policies.gr1.foresight.statistics)}; supervise: `all` places of a window or only the `last`.
+    history: number of frames in the window, `history_stride` control steps apart; time: `index`, the place in the window, or
+    `rotary`, how long ago (policies/gr1/stream.py), which is trained on windows of `sequence` frames (None: 2 * history - 1).
+    chunk: actions predicted, by `action_queries` parallel queries; foresight: {"steps": how far ahead, "fraction": part of a
+    batch it is trained on, "queries": [OBS] tokens per camera, "decoder": its numbers, "epsilon": where patches' deviations get
+    it, `inside` or `outside` (policies.gr1.foresight.statistics)}; supervise: `all` places of a window or only the `last`.
     augment: changes of pictures at training, largest `brightness` and `colour` (see policies.nn.images.draw_jitter), and
     `swap`, the chance that parts of a picture which the hand does not visit are another's (draw_swap; 0 on video).
     loss: weights `arm`, `gripper`, `flow`, `foresight`, the smooth-L1 `beta`, and `decay` of later actions of a chunk.
     instruction_dropout: the share of windows that are trained without their instruction; guidance: when acting, actions are
     extrapolated by this factor from those without the instruction to those with it (1: no second pass; see heads.py).
     micro_batch: worlds are computed in groups of exactly this many, so that an action never depends on its neighbours.
+    precision: when acting, `fp32`, or `bf16` for matrix products in bfloat16.
     The other numbers are GR1's (policies/gr1/model.py).
     """
 
@@ -73,6 +77,9 @@ class GR1Policy(nn.Module):
         width: int,
         instruction_dropout: float = 0.0,
         guidance: float = 1.0,
+        precision: str = "fp32",
+        sequence: int | None = None,
+        time: str = "index",
         **network: Any,
     ):
         super().__init__()
@@ -93,9 +100,14 @@ class GR1Policy(nn.Module):
                 f"guidance is {guidance} but the policy has instruction_dropout 0 and never acts without an instruction: "
                 "train it with instruction_dropout=0.1, say, or use guidance=1."
             )
-        self.instruction_dropout, self.guidance = instruction_dropout, guidance
+        if precision not in ("fp32", "bf16"):
+            raise UserError(f"precision {precision!r} is unknown: use fp32 or bf16.")
+        self.instruction_dropout, self.guidance, self.precision = instruction_dropout, guidance, precision
         self.spec = replace(spec, cameras={c: spec.cameras[c] for c in names}, environment_state=())
-        self.history, self.window, self.stride = history > 1, history, history_stride
+        self.history, self.stride = history > 1, history_stride
+        self.window = _sequence(sequence, history, time)
+        rotary = time == "rotary"
+        self.past = Stream(history, history_stride, micro_batch) if rotary else Window(history, history_stride)
         self.horizon, self.supervise, self.weights, self.micro_batch = chunk, supervise, dict(loss), micro_batch
         self.size, self.foresight_steps, self.fraction = size, int(foresight["steps"]), float(foresight["fraction"])
         self.patch, self.epsilon = int(foresight["decoder"]["patch"]), foresight.get("epsilon", "inside")
@@ -113,6 +125,7 @@ class GR1Policy(nn.Module):
             action_queries if spec.action else 0,
             width=width,
             window=history,
+            time=time,
             queries=foresight["queries"],
             decoder=foresight["decoder"],
             **network,
@@ -135,7 +148,7 @@ class GR1Policy(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.model.time.device
+        return self.model.norm.weight.device
 
     # Training
 
@@ -231,15 +244,13 @@ class GR1Policy(nn.Module):
     # Acting
 
     def begin(self, seeds: Sequence[int]) -> Memory:
-        """Memory of `len(seeds)` fresh worlds: frame tokens, which exist, the instruction they are for, random counters."""
+        """Memory of `len(seeds)` fresh worlds: past frames, the instruction that they are for, random counters."""
         n, device = len(seeds), self.device
-        length = (self.window - 1) * self.stride + 1
         memory: Memory = {
             "seed": torch.tensor([s & (2**63 - 1) for s in seeds], dtype=torch.int64, device=device),
             "count": torch.zeros(n, dtype=torch.int64, device=device),
             "instruction": torch.zeros(n, dtype=torch.int64, device=device),
-            "frames": torch.zeros(n, length, self.model.inputs, self.model.time.shape[1], device=device),
-            "valid": torch.zeros(n, length, dtype=torch.bool, device=device),
+            **self.past.begin(self.model, n),
         }
         if self.guidance != 1.0:
             memory["frames.unsaid"] = torch.zeros_like(memory["frames"])
@@ -252,7 +263,7 @@ class GR1Policy(nn.Module):
 
     def remember(self, observation: Mapping[str, Any], memory: Memory) -> Memory:
         """Encode the new frame, and only it, into the memory. A new instruction starts a world's history anew."""
-        with still(self, self.device):
+        with still(self, self.device, self.precision):
             hashes = [int.from_bytes(hashlib.sha256(s.encode()).digest()[:7]) for s in observation[TASK]]
             instruction = torch.tensor(hashes, dtype=torch.int64, device=self.device)
             n = len(observation[TASK])
@@ -262,14 +273,11 @@ class GR1Policy(nn.Module):
             images = [torch.from_numpy(a).to(self.device) for a in arrays]
             state = torch.as_tensor(np.asarray(observation[STATE], np.float32), device=self.device) if self.spec.state else rows
             tokens, *rest = in_groups(self.micro_batch, self._encode, rows, state, *images)
-            same = (memory["instruction"] == instruction)[:, None]
-            new = dict(memory)
-            new["instruction"] = instruction
-            new["frames"] = torch.cat([memory["frames"][:, 1:], tokens[:, None]], dim=1)
-            new["valid"] = torch.cat([memory["valid"][:, 1:] & same, torch.ones_like(same)], dim=1)
+            seen = {"frames": tokens}
             if self.guidance != 1.0:
-                tokens = in_groups(self.micro_batch, self._encode, unsaid, state, *images)[0]
-                new["frames.unsaid"] = torch.cat([memory["frames.unsaid"][:, 1:], tokens[:, None]], dim=1)
+                seen["frames.unsaid"] = in_groups(self.micro_batch, self._encode, unsaid, state, *images)[0]
+            same = memory["instruction"] == instruction
+            new = {**memory, **self.past.take(self.model, memory, same, seen), "instruction": instruction}
             for i, camera in enumerate(self.model.cameras):
                 new[f"picture.{camera}"] = rest[i]
                 if self.model.skip:
@@ -284,11 +292,11 @@ class GR1Policy(nn.Module):
         pairs = zip(new["seed"].tolist(), new["count"].tolist(), strict=True)
         # Philox is a function of (seed, count): a world's numbers do not depend on what was drawn elsewhere.
         drawn = np.stack([self.head.draw(np.random.Generator(np.random.Philox(key=pair))) for pair in pairs])
-        with still(self, self.device):
+        with still(self, self.device, self.precision):
             plan = read_plan(observation, self.horizon, self.device) if self.continues else ()
             noise = torch.from_numpy(drawn).to(self.device)
-            unsaid = [new["frames.unsaid"][:, :: self.stride]] if self.guidance != 1.0 else []
-            (actions,) = in_groups(self.micro_batch, self._decide, *self._view(new), noise, *unsaid, *plan)
+            unsaid = [self.past.view(new, "frames.unsaid")[0]] if self.guidance != 1.0 else []
+            (actions,) = in_groups(self.micro_batch, self._decide, *self.past.view(new), noise, *unsaid, *plan)
         low, high = (np.array([getattr(e, k) for e in self.spec.action], np.float32) for k in ("low", "high"))
         return np.clip(actions.float().cpu().numpy(), low, high), {**new, "count": new["count"] + 1}
 
@@ -300,13 +308,10 @@ class GR1Policy(nn.Module):
         """
         cameras = self.model.cameras
         skips = [memory[f"patches.{c}"] for c in cameras] if self.model.skip else []
-        with still(self, self.device):
+        with still(self, self.device, self.precision):
             pictures = [memory[f"picture.{c}"] for c in cameras]
-            imagined = in_groups(self.micro_batch, self._imagine, *self._view(memory), *pictures, *skips)
+            imagined = in_groups(self.micro_batch, self._imagine, *self.past.view(memory), *pictures, *skips)
         return {c: image.cpu().numpy() for c, image in zip(cameras, imagined, strict=True)}
-
-    def _view(self, memory: Memory) -> tuple[Tensor, Tensor]:
-        return memory["frames"][:, :: self.stride], memory["valid"][:, :: self.stride]
 
     def _encode(self, rows: Tensor, state: Tensor, *images: Tensor) -> tuple[Tensor, ...]:
         """Frame tokens, the pictures at the network's size, the vision patches."""
@@ -315,25 +320,34 @@ class GR1Policy(nn.Module):
         tokens, patches = self.model.frame(normal, state if self.spec.state else None, self.model.text.vector(rows))
         return (tokens, *(as_bytes(p) for p in pictures), *(patches[c] for c in self.model.cameras))
 
-    def _decide(self, frames: Tensor, valid: Tensor, drawn: Tensor, *rest: Tensor) -> tuple[Tensor]:
+    def _decide(self, frames: Tensor, when: Tensor, drawn: Tensor, *rest: Tensor) -> tuple[Tensor]:
         assert self.head is not None
         if self.guidance == 1.0:
-            return (self.head.act(self._features(frames, valid), drawn, *rest),)
+            return (self.head.act(self._features(frames, when), drawn, *rest),)
         unsaid, *plan = rest
-        free = self._features(unsaid, valid)
-        return (self.head.act(self._features(frames, valid), drawn, *plan, free=free, guidance=self.guidance),)
+        free = self._features(unsaid, when)
+        return (self.head.act(self._features(frames, when), drawn, *plan, free=free, guidance=self.guidance),)
 
-    def _features(self, frames: Tensor, valid: Tensor) -> Tensor:
-        features, _ = self.model.think(frames, valid, [self.window - 1], True, False)
+    def _features(self, frames: Tensor, when: Tensor) -> Tensor:
+        features, _ = self.past.think(self.model, frames, when, True, False)
         assert features is not None
-        return features[:, 0]
+        return features
 
-    def _imagine(self, frames: Tensor, valid: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+    def _imagine(self, frames: Tensor, when: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         cameras = self.model.cameras
-        _, obs = self.model.think(frames, valid, [self.window - 1], False, True)
+        _, obs = self.past.think(self.model, frames, when, False, True)
         images = []
         for i, camera in enumerate(cameras):
             patches = rest[len(cameras) + i] if self.model.skip else None
-            prediction = self.model.imagine(obs[camera][:, 0], patches)
+            prediction = self.model.imagine(obs[camera], patches)
             images.append(to_pixels(frames_to_come.imagine(prediction, normalise(rest[i]), self.patch, self.epsilon)))
         return tuple(images)
+
+
+def _sequence(sequence: int | None, history: int, time: str) -> int:
+    """Frames in a window for training."""
+    if sequence is not None and (time != "rotary" or sequence < history):
+        raise UserError(
+            f"sequence is {sequence} with time {time} and history {history}: it is for time=rotary, and at least the history."
+        )
+    return history if time != "rotary" else 2 * history - 1 if sequence is None else sequence

@@ -18,12 +18,12 @@ def in_groups(size: int, function: Callable[..., tuple[Tensor, ...]], *tensors: 
 
 
 @contextmanager
-def still(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """Evaluation mode without gradients, in float32, and back."""
+def still(network: nn.Module, device: torch.device, precision: str = "fp32") -> Iterator[None]:
+    """Evaluation mode without gradients, in float32 or with matrix products in bfloat16 (`bf16`), and back."""
     training = network.training
     network.eval()
     try:
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             yield
     finally:
         network.train(training)

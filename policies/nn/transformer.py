@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from policies.nn.rotary import turn
+
 
 def quick_gelu(x: Tensor) -> Tensor:
     """CLIP's approximation of GELU."""
@@ -36,7 +38,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout:
 class Attention(nn.Module):
     """Self-attention: x (B, S, width) -> (B, rows, width), for the last `rows` tokens (None: all).
 
-    mask: bool broadcastable to (B, heads, S, S), True = may look.
+    mask: bool broadcastable to (B, heads, S, S), True = may look. turns: the tokens' times (policies.nn.rotary), if they count.
     """
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0):
@@ -45,13 +47,21 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None, rows: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, rows: int | None = None, turns: Tensor | None = None) -> Tensor:
+        start = 0 if rows is None else x.shape[1] - rows
+        q, k, v = self.project(x, turns)
+        return self.mix(q[:, :, start:], k, v, None if mask is None else mask[:, :, start:])
+
+    def project(self, x: Tensor, turns: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, S, width) -> queries, keys and values (B, heads, S, width / heads), the first two turned to their times."""
         b, s, width = x.shape
-        start = 0 if rows is None else s - rows
         q, k, v = self.qkv(x).view(b, s, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        mask = None if mask is None else mask[:, :, start:]
-        y = attend(q[:, :, start:], k, v, mask, self.dropout if self.training else 0.0)
-        return self.out(y.transpose(1, 2).reshape(b, s - start, width))
+        return (q, k, v) if turns is None else (turn(q, turns), turn(k, turns), v)
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """What queries (B, heads, S, d) gather from keys and values (B, heads, K, d): (B, S, width)."""
+        y = attend(q, k, v, mask, self.dropout if self.training else 0.0)
+        return self.out(y.transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
@@ -74,9 +84,13 @@ class Block(nn.Module):
         self.activation = ACTIVATIONS[activation]
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, rows: int | None = None) -> Tensor:
-        seen = self.attention(self.norm1(x), mask, rows)
-        x = (x if rows is None else x[:, x.shape[1] - rows :]) + self.drop(seen)
+    def forward(self, x: Tensor, mask: Tensor | None = None, rows: int | None = None, turns: Tensor | None = None) -> Tensor:
+        seen = self.attention(self.norm1(x), mask, rows, turns)
+        return self.digest(x if rows is None else x[:, x.shape[1] - rows :], seen)
+
+    def digest(self, x: Tensor, seen: Tensor) -> Tensor:
+        """Tokens and what their attention gathered, (B, S, width) both -> the block's output."""
+        x = x + self.drop(seen)
         return x + self.drop(self.down(self.activation(self.up(self.norm2(x)))))
 
 
@@ -97,11 +111,11 @@ class Trunk(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
-    def forward(self, x: Tensor, mask: Tensor, rows: int) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, rows: int, turns: Tensor | None = None) -> Tensor:
         *first, last = self.blocks
         for block in first:
-            x = block(x, mask)
-        return self.norm(last(x, mask, rows))
+            x = block(x, mask, None, turns)
+        return self.norm(last(x, mask, rows, turns))
 
 
 class ResamplerLayer(nn.Module):

@@ -9,10 +9,12 @@ from small_gr1 import batch, policy
 from policies.gr1.attention import attention_mask
 
 
-def may_look(looker: tuple, seen: tuple, valid: tuple[bool, ...], sees_foresight: bool) -> bool:
+def may_look(looker: tuple, seen: tuple, valid: tuple[bool, ...], sees_foresight: bool, band: int | None) -> bool:
     """The rules as sentences. A token is (kind, step, place in the sequence)."""
     (kind, step, place), (seen_kind, seen_step, seen_place) = looker, seen
     if not valid[seen_step]:
+        return False
+    if band and seen_step <= step - band:
         return False
     if seen_kind == "foresight":
         return sees_foresight and kind == "action" and step == seen_step
@@ -22,17 +24,18 @@ def may_look(looker: tuple, seen: tuple, valid: tuple[bool, ...], sees_foresight
 
 
 @pytest.mark.parametrize("sees_foresight", [False, True])
+@pytest.mark.parametrize("band", [None, 1, 2])
 @pytest.mark.parametrize(("steps", "inputs", "actions", "foresight"), [(1, 2, 1, 1), (2, 3, 2, 2), (3, 1, 1, 2), (4, 2, 2, 0)])
-def test_every_pair_of_tokens(steps, inputs, actions, foresight, sees_foresight):
+def test_every_pair_of_tokens(steps, inputs, actions, foresight, band, sees_foresight):
     for valid, asked in product(product([False, True], repeat=steps), (list(range(steps)), [steps - 1])):
         tokens = [("input", s) for s in range(steps) for _ in range(inputs)]
         tokens += [("action", s) for s in asked for _ in range(actions)]
         tokens += [("foresight", s) for s in asked for _ in range(foresight)]
         tokens = [(*token, place) for place, token in enumerate(tokens)]
-        mask = attention_mask(torch.tensor([valid]), inputs, actions, foresight, asked, sees_foresight)[0]
+        mask = attention_mask(torch.tensor([valid]), inputs, actions, foresight, asked, sees_foresight, band)[0]
         assert mask.shape == (len(tokens), len(tokens))
         for looker in tokens:
-            row = [may_look(looker, seen, valid, sees_foresight) for seen in tokens]
+            row = [may_look(looker, seen, valid, sees_foresight, band) for seen in tokens]
             if not any(row):  # in a padded step with nothing before it: its output is never used
                 row[looker[2]] = True
             assert mask[looker[2]].tolist() == row, (valid, asked, looker)
