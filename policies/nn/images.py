@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -57,32 +57,35 @@ SWAP_MARGIN_NEAR = 0.12
 """The same in a picture from the hand, where things are larger."""
 
 
-def donors(tasks: Tensor) -> Tensor:
-    """Another window with the same task for each of a batch, tasks (B,) -> int64 (B,), each once; itself if there is none."""
-    order = torch.randperm(len(tasks), device=tasks.device)
-    order = order[tasks[order].argsort(stable=True)]
-    counts = tasks[order].unique_consecutive(return_counts=True)[1]
-    ends = counts.cumsum(0)
-    following = torch.arange(1, len(tasks) + 1, device=tasks.device)
-    following[ends - 1] = ends - counts  # the last of a group is followed by its first
-    return torch.empty_like(order).scatter_(0, order, order[following])
+def donors(tasks: Sequence[str]) -> Tensor:
+    """Another window with the same task for each of a batch, by B tasks -> int64 (B,), each once; itself if there is none."""
+    groups: dict[str, list[int]] = {}
+    for i in torch.randperm(len(tasks)).tolist():
+        groups.setdefault(tasks[i], []).append(i)
+    donor = torch.empty(len(tasks), dtype=torch.int64)
+    for group in groups.values():
+        donor[group] = torch.tensor(group[1:] + group[:1])
+    return donor
 
 
-def draw_swap(path: Tensor, tasks: Tensor, chance: float, size: int, margin: float = SWAP_MARGIN) -> Swap:
+def draw_swap(
+    path: Tensor, tasks: Sequence[str], chance: float, size: int, margin: float = SWAP_MARGIN, whole: Sequence[str] = ()
+) -> Swap:
     """For a share `chance` of a batch, rectangles away from the path (B, K, 2) that the hand takes through the picture.
 
     What the hand does not visit does not matter for the task: with parts of other scenes there, a policy learns to find
     what it is told to move by looking at it and not at the things that happen to be around. The other picture is one of the
-    same of `tasks` (B,), and the rectangles keep off its path too: a second lever, or block of the same colour, would leave
-    open which one is meant.
+    same of B `tasks`, and the rectangles keep off its path too: a second lever, or block of the same colour, would leave
+    open which one is meant. Pictures of the tasks `whole`, whose goal also depends on things elsewhere, stay as they are.
     """
-    b, device, donor = len(path), path.device, donors(tasks)
+    b, device, donor = len(path), path.device, donors(tasks).to(path.device)
     low, high = SWAP_SIDES
     half = (low + (high - low) * torch.rand(b, SWAPS, 2, device=device)) / 2
     centre = (1 + 2 * SWAP_OVER) * torch.rand(b, SWAPS, 2, device=device) - SWAP_OVER
     path = torch.cat([path, path[donor]], dim=1)
     touched = ((path[:, None] - centre[:, :, None]).abs() < half[:, :, None] + margin).all(-1).any(-1)
-    drawn = ~touched & (torch.rand(b, 1, device=device) < chance)
+    chances = torch.tensor([0.0 if task in whole else chance for task in tasks], device=device)
+    drawn = ~touched & (torch.rand(b, 1, device=device) < chances[:, None])
     cells = (torch.arange(size, device=device) + 0.5) / size
     columns, rows = ((cells - centre[..., i, None]).abs() < half[..., i, None] for i in (0, 1))
     covered = (rows & drawn[..., None]).float().transpose(1, 2) @ columns.float()  # by how many rectangles

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from played import SPEC, episode, write
 from scipy.spatial.transform import Rotation
 
+from vla.data.hand import NEAR
 from vla.data.store import Dataset, DatasetWriter, Segment, part_path
 from vla.data.windows import Windows
 from vla.images import resize_area
@@ -88,12 +89,12 @@ def test_windows_are_those_of_the_naive_way(played, history, stride, foresight, 
             np.testing.assert_array_equal(batch[names.get(name, name)][i].numpy(), value, err_msg=f"{name} of window {i}")
         assert batch["task"][i] == (segment.instruction if segment else "")
         assert windows.instructions[batch["task.index"][i]] == batch["task"][i]
-        assert windows.dataset.tasks[batch["task.number"][i]] == (segment.task if segment else "")
+        assert batch["task.name"][i] == (segment.task if segment else "")
 
 
 def test_the_batch_has_the_agreed_shapes(played):
     batch = Windows(played[0], batch_size=8, history=3, chunk=4, environment_state=True).batch(0)
-    assert {k: (tuple(v.shape), v.dtype) for k, v in batch.items() if k != "task"} == {
+    assert {k: (tuple(v.shape), v.dtype) for k, v in batch.items() if isinstance(v, torch.Tensor)} == {
         "observation.images.static": ((8, 3, 6, 4, 3), torch.uint8),
         "observation.images.wrist": ((8, 3, 3, 5, 3), torch.uint8),
         "future.images.static": ((8, 3, 6, 4, 3), torch.uint8),
@@ -105,7 +106,6 @@ def test_the_batch_has_the_agreed_shapes(played):
         "action": ((8, 3, 4, 3), torch.float32),
         "action.mask": ((8, 3, 4), torch.bool),
         "task.index": ((8,), torch.int64),
-        "task.number": ((8,), torch.int64),
     }
 
 
@@ -201,7 +201,7 @@ def test_video_has_no_states_and_no_actions(tmp_path):
         )
     batch = Windows(tmp_path / "v", batch_size=4, history=2, foresight_steps=1).batch(0)
     images = {"observation.images.static", "future.images.static"}
-    assert set(batch) == images | {"frame.mask", "future.mask", "task", "task.index", "task.number"}
+    assert set(batch) == images | {"frame.mask", "future.mask", "task", "task.index", "task.name"}
     assert batch["task"] == ["wipe"] * 4
 
 
@@ -229,7 +229,7 @@ def test_the_hand_path_is_the_way_from_now_to_the_end_of_the_segment(tmp_path):
     matrix = (2.0, 0.0, 0.0, 0.5, 0.0, 3.0, 0.0, 0.25, 0.0, 0.0, 1.0, 4.0)
     names = ("tcp_z", "tcp_x", "tcp_y")
     spec = replace(SPEC, state=tuple(Entry(n, "m") for n in names), projections={"static": matrix})
-    state = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    state = np.random.default_rng(0).uniform(0, 0.14, size=(20, 3)).astype(np.float32)
     with DatasetWriter(tmp_path, spec, {}) as writer:
         segments = [Segment(2, 11, "open", "open it"), Segment(11, 20, "close", "shut it")]
         writer.append_episode(episode(0, 20) | {"observation.state": state}, segments)
@@ -244,11 +244,24 @@ def test_the_hand_path_is_the_way_from_now_to_the_end_of_the_segment(tmp_path):
     assert windows.fingerprint != Windows(tmp_path, batch_size=18, shuffle=False).fingerprint
 
 
+def test_the_way_there_is_left_out_of_the_hands_path(tmp_path):
+    names = ("tcp_x", "tcp_y", "tcp_z")
+    matrix = (1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
+    spec = replace(SPEC, state=tuple(Entry(n, "m") for n in names), projections={"static": matrix})
+    state = np.zeros((20, 3), np.float32)
+    state[:, 0] = np.linspace(0, 1, 20)  # a metre along x
+    with DatasetWriter(tmp_path, spec, {}) as writer:
+        writer.append_episode(episode(0, 20) | {"observation.state": state}, [Segment(0, 20, "open", "open it")])
+    path = Windows(tmp_path, batch_size=20, shuffle=False, hand_path=20).batch(0)["path.static"][0, :, 0]
+    wanted = state[(19 * np.linspace(0, 1, 20)).astype(int), 0]
+    np.testing.assert_allclose(path, np.where(wanted < 1 - NEAR, 0, wanted), atol=1e-6)
+
+
 def test_a_riding_camera_sees_the_hands_path_from_where_the_hand_is(tmp_path):
     matrix = (1.0, 0.0, 0.2, 0.0, 0.0, 1.0, 0.3, 0.0, 0.0, 0.0, 1.0, 0.0)  # along the hand's z
     names = ("tcp_x", "tcp_y", "tcp_z", "tcp_roll", "tcp_pitch", "tcp_yaw")
     spec = replace(SPEC, state=tuple(Entry(n, "1") for n in names), hand_projections={"wrist": matrix})
-    state = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
+    state = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32) * np.float32([0.04] * 3 + [1] * 3)
     with DatasetWriter(tmp_path, spec, {}) as writer:
         writer.append_episode(episode(0, 20) | {"observation.state": state}, [Segment(0, 20, "open", "open it")])
     path = Windows(tmp_path, batch_size=20, shuffle=False, hand_path=20).batch(0)["path.wrist"][3]

@@ -12,6 +12,8 @@ from vla.spec import STATE, UserError
 POSITION = ("tcp_x", "tcp_y", "tcp_z")
 ANGLES = ("tcp_roll", "tcp_pitch", "tcp_yaw")
 """Extrinsic xyz Euler angles."""
+NEAR = 0.25
+"""Metres. Of the way there only what is so near to its end counts: what lies under the rest does not matter for the task."""
 UNSEEN = -9.0
 """Stands for a point behind a camera: far outside the picture."""
 
@@ -42,8 +44,13 @@ class HandPath:
         return sorted({*self.still, *self.riding})
 
     def __call__(self, now: np.ndarray, frames: np.ndarray) -> dict[str, np.ndarray]:
-        """The places of `frames` (B, K) in the pictures of `now` (B,): camera -> float32 (B, K, 2), see Windows.batch."""
+        """The places of `frames` (B, K) in the pictures of `now` (B,): camera -> float32 (B, K, 2), see Windows.batch.
+
+        Places farther than `NEAR` from the last one are replaced by the first.
+        """
         points = self._pose[frames, :3].astype(np.float64)
+        far = np.linalg.norm(points - points[:, -1:], axis=-1, keepdims=True) > NEAR
+        points = np.where(far, points[:, :1], points)
         found = {camera: _project(matrix, points) for camera, matrix in self.still.items()}
         if self.riding:
             ahead = points - self._pose[now, None, :3]

@@ -50,7 +50,8 @@ class Windows:
     threads: for reading; more than cores, as they wait for the disk.
     cache: folder of a copy of the frames in memory that processes and runs share (see `FrameSource`).
     hand_path: so many points of the way that the hand goes from the window's now to its segment's end (the episode's
-    where there is none), evenly spaced in time, for each camera with a projection in the Spec; 0 for none.
+    where there is none), evenly spaced in time, for each camera with a projection in the Spec; 0 for none. Points of the way
+    there, far from its end, are left out (vla/data/hand.py).
     """
 
     def __init__(
@@ -146,9 +147,8 @@ class Windows:
 
         observation.images.<camera>, future.images.<camera> uint8 (B, T, H, W, 3); observation.state float32 (B, T, S);
         action float32 (B, T, chunk, A); action.mask, frame.mask, future.mask bool; task: B instructions and task.index
-        int64 (B,), their place in `instructions`; task.number int64 (B,), the task's place in the dataset's `tasks`, 0 for
-        none. Datasets without states or actions give none. path.<camera> float32
-        (B, hand_path, 2): u to the right and v downwards, in shares of the picture.
+        int64 (B,), their place in `instructions`; task.name: B names of tasks, "" for none. Datasets without states or
+        actions give none. path.<camera> float32 (B, hand_path, 2): u to the right and v downwards, in shares of the picture.
         """
         places = number * self.batch_size + np.arange(self.batch_size)
         epochs, within = np.divmod(places, len(self))
@@ -189,7 +189,7 @@ class Windows:
         texts = self._instruction_numbers(segment, rng)
         batch[TASK] = [data.instructions[i] for i in texts]
         batch["task.index"] = torch.from_numpy(texts)
-        batch["task.number"] = torch.from_numpy(self._task_numbers(segment))
+        batch["task.name"] = [data.tasks[i] for i in self._task_numbers(segment)]
         return batch
 
     def _bounds(self, segment: np.ndarray, start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -136,7 +136,7 @@ def test_transform_draws_one_change_per_window_and_none_when_acting():
 def test_swapped_parts_keep_off_the_hands_paths_in_both_pictures(seed, points):
     generator = torch.manual_seed(seed)
     path = 1.4 * torch.rand(16, points, 2, generator=generator) - 0.2
-    swap = draw_swap(path, torch.randint(0, 4, (16,), generator=generator), 1.0, 32)
+    swap = draw_swap(path, names(16, 4, generator), 1.0, 32)
     cells = (torch.arange(32) + 0.5) / 32
     near = (path[:, :, None, None, 0] - cells).abs() < SWAP_MARGIN
     near = (near & ((path[:, :, None, None, 1] - cells[:, None]).abs() < SWAP_MARGIN)).any(1)
@@ -146,18 +146,27 @@ def test_swapped_parts_keep_off_the_hands_paths_in_both_pictures(seed, points):
 @given(st.integers(0, 2**31 - 1), st.integers(1, 40))
 def test_donors_do_the_same_task(seed, windows):
     generator = torch.manual_seed(seed)
-    tasks = torch.randint(0, 8, (windows,), generator=generator)
-    donor = donors(tasks)
-    assert torch.equal(tasks[donor], tasks)
-    assert sorted(donor.tolist()) == list(range(windows))
-    alone = tasks.bincount(minlength=8)[tasks] == 1
-    assert torch.equal(donor == torch.arange(windows), alone)
+    tasks = names(windows, 8, generator)
+    donor = donors(tasks).tolist()
+    assert [tasks[i] for i in donor] == tasks
+    assert sorted(donor) == list(range(windows))
+    assert [i == place for place, i in enumerate(donor)] == [tasks.count(task) == 1 for task in tasks]
+
+
+def names(windows, tasks, generator):
+    return [f"task {i}" for i in torch.randint(0, tasks, (windows,), generator=generator).tolist()]
+
+
+def test_pictures_of_some_tasks_stay_whole():
+    tasks = ["open", "place"] * 4
+    mask = draw_swap(torch.full((8, 1, 2), 0.1), tasks, 1.0, 16, whole=["place"]).mask.any((1, 2))
+    assert mask.tolist() == [task == "open" for task in tasks]
 
 
 def test_swapped_parts_show_the_donor_and_only_they():
     torch.manual_seed(0)
     images = torch.randint(0, 256, (8, 2, 16, 16, 3), dtype=torch.uint8)
-    path, tasks = torch.full((8, 1, 2), 0.1), torch.zeros(8, dtype=torch.int64)
+    path, tasks = torch.full((8, 1, 2), 0.1), ["open"] * 8
     swap = draw_swap(path, tasks, 1.0, 16)
     assert swap.mask.any((1, 2)).all()
     mixed = swap(images, images[:, -1])
