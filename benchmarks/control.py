@@ -2,6 +2,7 @@
 process that keeps one core busy, and with that and a Rerun recording beside the dataset.
 
     python -m benchmarks.control --seconds 600
+    python -m benchmarks.control --seconds 600 --rows busy
     python -m benchmarks.control --seconds 60 --delays 0 50 100 200 300    # the largest jerk under added inference delay
 
 Every row is the command itself, as a person starts it; the robot's instructions are followed for TURN_S each, again and again,
@@ -34,6 +35,12 @@ from vla.spec import STATE
 RESULTS = Path(__file__).parent / "results" / "control.md"
 TURN_S = 12.0
 COLUMNS = ("lateness", "sensing", "inference", "reaction", "command")
+ROWS = {
+    "alone": ("alone", False),
+    "busy": ("another process busy", True),
+    "viewed": ("another process busy, view=name.rrd", True, "view={folder}/seen.rrd"),
+}
+"""Name, whether another process keeps a core busy, overrides."""
 USUAL = ("started", "instruction", "instruction_over", "ended", "over")
 """Events that are no faults."""
 
@@ -92,6 +99,7 @@ def cadence_row(name: str, table: dict[str, Any], folder: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=600.0, help="per row of the cadence table")
+    parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=ROWS, help="of the cadence table")
     parser.add_argument("--delays", type=float, nargs="*", default=[], help="milliseconds of added inference delay")
     parser.add_argument("--delay-seconds", type=float, default=60.0, help="per row of the table of delays")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -100,15 +108,12 @@ def main() -> None:
         f"| | priority | seconds | Hz | missed cycles | {' | '.join(COLUMNS)} | events beside the usual |",
         "|---|---|---|---|---|" + "---|" * (len(COLUMNS) + 1),
     ]
-    with tempfile.TemporaryDirectory(prefix="control-view-") as shown:
-        for name, busy, *more in (
-            ("alone", False),
-            ("another process busy", True),
-            ("another process busy, view=name.rrd", True, f"view={shown}/seen.rrd"),
-        ):
-            with drive(args.seconds, busy, *more) as (table, folder):
+    for row in args.rows:
+        name, busy, *more = ROWS[row]
+        with tempfile.TemporaryDirectory(prefix="control-view-") as shown:
+            with drive(args.seconds, busy, *(override.format(folder=shown) for override in more)) as (table, folder):
                 rows.append(cadence_row(name, table, folder))
-            print(rows[-1], flush=True)
+        print(rows[-1], flush=True)
     if args.delays:
         rows += ["", "| added delay, ms | executor | largest jerk, m/s^3 | cycles held |", "|---|---|---|---|"]
     for delay in args.delays:
