@@ -108,12 +108,12 @@ def main() -> None:
         f"| | priority | seconds | Hz | missed cycles | {' | '.join(COLUMNS)} | events beside the usual |",
         "|---|---|---|---|---|" + "---|" * (len(COLUMNS) + 1),
     ]
-    for row in args.rows:
-        name, busy, *more = ROWS[row]
-        with tempfile.TemporaryDirectory(prefix="control-view-") as shown:
+    with tempfile.TemporaryDirectory(prefix="control-view-") as shown:
+        for row in args.rows:
+            name, busy, *more = ROWS[row]
             with drive(args.seconds, busy, *(override.format(folder=shown) for override in more)) as (table, folder):
                 rows.append(cadence_row(name, table, folder))
-        print(rows[-1], flush=True)
+            print(rows[-1], flush=True)
     if args.delays:
         rows += ["", "| added delay, ms | executor | largest jerk, m/s^3 | cycles held |", "|---|---|---|---|"]
     for delay in args.delays:
