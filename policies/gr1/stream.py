@@ -55,8 +55,12 @@ class Stream:
         old = memory["written"]
         step = old.amax(1, keepdim=True) + 1
         written = torch.where(same[:, None], old, NEVER).scatter(1, step % old.shape[1], step)
-        write = functools.partial(self._write, model)
-        frames = {name: in_groups(self.group, write, memory[name], written, new)[0] for name, new in tokens.items()}
+        write, frames = functools.partial(self._write, model), {}
+        for name, new in tokens.items():
+            if len(new) == self.group:  # the rings are large: one copy is enough
+                frames[name] = write(memory[name].clone(), written, new)[0]
+            else:
+                frames[name] = in_groups(self.group, write, memory[name], written, new)[0]
         return {**frames, "written": written}
 
     def view(self, memory: Mapping[str, Tensor], name: str = "frames") -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from policies.nn.recall import Recall
 from policies.nn.transformer import Block
 from vla.spec import UserError
 
@@ -131,10 +132,14 @@ MAE_EPSILON = 1e-6
 
 
 class ViT(nn.Module):
-    """The encoder of a masked autoencoder (He et al. 2021), frozen, whose weights are part of the policy's checkpoint."""
+    """The encoder of a masked autoencoder (He et al. 2021), frozen, whose weights are part of the policy's checkpoint.
 
-    def __init__(self, size: int, patch: int, width: int, layers: int, heads: int):
+    remember: while training, the features of so many pictures are kept (policies/nn/recall.py).
+    """
+
+    def __init__(self, size: int, patch: int, width: int, layers: int, heads: int, remember: int = 0):
         super().__init__()
+        self.recall = Recall(remember)
         self.grid, self.cls_width, self.patch_width = size // patch, width, width
         self.embed = nn.Conv2d(3, width, patch, patch)
         self.cls = nn.Parameter(torch.zeros(width))
@@ -145,6 +150,10 @@ class ViT(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, language: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self.recall(images, self.encode) if self.training else self.encode(images)
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (M, size, size, 3) normalised -> cls and patches, nothing remembered."""
         patches = self.embed(images.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
         x = torch.cat([self.cls.expand(len(images), 1, -1), patches], dim=1) + self.position
         for block in self.blocks:
@@ -168,13 +177,15 @@ class FrozenMAE(nn.Module):
     """The MAE ViT-B/16 encoder of transformers, frozen and always in evaluation mode: cls after the last norm, patch tokens.
 
     weights: hub name or folder ("facebook/vit-mae-base"), or None for the architecture alone (counting, tests).
+    remember: while training, the features of so many pictures are kept (policies/nn/recall.py).
     Its weights are not part of the policy's checkpoint: they are read again from where they came from.
     """
 
     model: Any
 
-    def __init__(self, size: int, weights: str | None, options: Mapping[str, Any] | None = None):
+    def __init__(self, size: int, weights: str | None, options: Mapping[str, Any] | None = None, remember: int = 0):
         super().__init__()
+        self.recall = Recall(remember)
         from transformers import ViTMAEConfig, ViTMAEModel
 
         if weights is None:
@@ -200,6 +211,10 @@ class FrozenMAE(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, language: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self.recall(images, self.encode) if self.training else self.encode(images)
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (M, size, size, 3) normalised -> cls and patches, nothing remembered."""
         # The model shuffles patches by `noise` even when none is masked; rising noise keeps their order.
         noise = torch.arange(self.grid**2, device=images.device).expand(len(images), -1).float()
         tokens = self.model(images.permute(0, 3, 1, 2), noise=noise).last_hidden_state
