@@ -78,7 +78,7 @@ def folder(tmp_path):
 
 def test_no_group_is_left_out():
     assert {path.name for path in CONF.iterdir() if path.is_dir() and list(path.glob("*.yaml"))} == {
-        "data", "env", "executor", "experiment", "head", "policy", "robot", "source", "teleop", "tokenizer",
+        "adapter", "data", "env", "executor", "experiment", "head", "policy", "robot", "source", "teleop", "tokenizer",
         "trainer",
     }  # fmt: skip
     assert set(COMMANDS) == {path.stem for path in CONF.glob("*.yaml")} - {"command"}
@@ -178,6 +178,20 @@ def test_head(name, world):
     chunk, _ = policy.act({**observation, "task": ["open the drawer"] * 2}, policy.begin([0, 1]))
     assert chunk.shape == (2, policy.horizon, 7)
     assert np.isfinite(chunk).all()
+
+
+@pytest.mark.parametrize("name", names("adapter"))
+def test_adapter(name, world):
+    config = composed("train", f"adapter={name}")
+    policy = build_policy(config.policy, world.vla_spec)
+    observation, _ = world.reset(seed=0)
+    observation["task"] = ["open the drawer"] * 2
+    before, _ = policy.act(observation, policy.begin([0, 1]))
+    whole = sum(p.numel() for p in policy.parameters())
+    if config.adapter is not None:
+        instantiate(config.adapter).inject(policy)
+        assert sum(p.numel() for p in policy.parameters() if p.requires_grad) < 0.01 * whole
+    np.testing.assert_array_equal(policy.act(observation, policy.begin([0, 1]))[0], before)
 
 
 @pytest.mark.parametrize("name", names("executor"))

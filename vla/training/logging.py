@@ -24,7 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from vla.spec import UserError
 
-PACKAGES = ("torch", "numpy", "accelerate", "transformers", "diffusers", "zarr", "mujoco", "safetensors", "hydra-vla")
+PACKAGES = ("torch", "numpy", "accelerate", "peft", "transformers", "diffusers", "zarr", "mujoco", "safetensors", "hydra-vla")
 
 
 class Smooth:

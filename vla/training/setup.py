@@ -14,7 +14,7 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from vla.checkpoint import build_policy, load_matching, load_policy, read_checkpoint
+from vla.checkpoint import build_policy, load_matching, load_policy, read_checkpoint, save_checkpoint
 from vla.data.store import Dataset
 from vla.data.windows import Windows
 from vla.spec import Spec, UserError, require_match
@@ -23,6 +23,7 @@ from vla.training.resume import begin, checkpoints, require_same_config
 from vla.training.trainer import Settings, Trainer
 
 VALIDATION_SEED = 1_000_003
+BASE = "base"  # in a run's folder: the policy that is adapted in it
 
 
 def build(config: DictConfig, actions: bool) -> Trainer:
@@ -42,7 +43,8 @@ def build(config: DictConfig, actions: bool) -> Trainer:
     if actions and not spec.action:
         raise UserError(f"dataset {dataset.path} has no actions: pretrain on it with vla-pretrain.")
     set_seed(plain["seed"])
-    policy = _policy(plain, out, spec, dataset, say)
+    adapter = instantiate(plain["adapter"]) if plain.get("adapter") else None
+    policy = _adapted(adapter, plain, out, spec, dataset, say) if adapter else _policy(plain, out, spec, dataset, say)
     needs = _windows_needed(policy)
     train = Windows(
         dataset, batch_size=settings.batch_size, seed=plain["seed"], part="train" if settings.validate_every else "all",
@@ -57,13 +59,19 @@ def build(config: DictConfig, actions: bool) -> Trainer:
     facts: dict[str, Any] = {"data": {"path": dataset.path, "digest": dataset.digest, "fingerprint": train.fingerprint}}
     if actions:  # for refusals of others (vla.policy.Discerning)
         facts["instructions"] = [sentence for sentence in dataset.instructions if sentence]
+    if adapter:
+        facts["adapter"] = adapter.facts(policy)
     _require_same_data(out, facts["data"])
     if hasattr(policy, "prepare"):
         policy.prepare(dataset.instructions)  # in one fixed order, so that a resumed run computes with the same numbers
     evaluate = instantiate(config.trainer.evaluation) if settings.evaluate_every else None
-    trainer = Trainer(policy, train, settings, out, accelerator, plain, facts, plain["seed"], validation, evaluate)
+    saved = adapter.merged if adapter else torch.nn.Module.state_dict
+    trainer = Trainer(policy, train, settings, out, accelerator, plain, facts, plain["seed"], validation, evaluate, saved)
     if accelerator.is_main_process:
         begin(out, plain)
+        if adapter and not checkpoints(out):
+            training = {"from": plain["init_from"], "instructions": facts.get("instructions", [])}
+            save_checkpoint(out / BASE, policy, plain["policy"], training, weights=adapter.base(policy))
     _tell(trainer, dataset, train, policy, say)
     return trainer
 
@@ -88,16 +96,52 @@ def make_accelerator(settings: Settings) -> Accelerator:
 
 def _policy(plain: Mapping[str, Any], out: Path, spec: Spec, dataset: Dataset, say: Any) -> Any:
     """The policy at the run's newest checkpoint, or a new one, or a new one with the weights of `init_from`."""
-    found = checkpoints(out)
-    start = found[-1] if found else plain["init_from"] and Path(plain["init_from"])
-    if start:
+    if found := checkpoints(out):
+        return _loaded(found[-1], spec, dataset)
+    policy = _new(plain, spec, dataset)
+    if plain["init_from"]:
+        load_matching(policy, plain["init_from"], say)
+    return policy
+
+
+def _new(plain: Mapping[str, Any], spec: Spec, dataset: Dataset) -> Any:
+    """A new policy, after a look at whether `init_from` and the data agree."""
+    if start := plain["init_from"]:
         require_match(read_checkpoint(start).spec, spec, f"checkpoint {start}", f"dataset {dataset.path}")
-    if found:
-        return load_policy(found[-1])
     policy = build_policy(plain["policy"], spec, dataset.statistics)
     require_match(policy.spec, spec, "the policy", f"dataset {dataset.path}")
-    if start:
-        load_matching(policy, start, say)
+    return policy
+
+
+def _loaded(folder: Path, spec: Spec, dataset: Dataset) -> Any:
+    require_match(read_checkpoint(folder).spec, spec, f"checkpoint {folder}", f"dataset {dataset.path}")
+    return load_policy(folder)
+
+
+def _adapted(adapter: Any, plain: Mapping[str, Any], out: Path, spec: Spec, dataset: Dataset, say: Any) -> Any:
+    """A policy as it was trained in `init_from`, normalisation included, with new matrices of the adapter in it.
+
+    What begins a run is kept in its folder, because checkpoints hold the sum of both and `init_from` may go away.
+    """
+    start = plain["init_from"]
+    if checkpoints(out):
+        if not (out / BASE).is_dir():
+            raise UserError(f"{out / BASE}, the policy that is adapted, is gone: give another out=<folder> to begin anew.")
+        policy = _loaded(out / BASE, spec, dataset)
+    elif start is None:
+        raise UserError("an adapter changes a trained policy and init_from is null: add init_from=<checkpoint>.")
+    else:
+        policy = _new(plain, spec, dataset)
+        matched = load_matching(policy, start, say)
+        if missing := [*matched.new, *matched.aliased]:
+            raise UserError(
+                f"checkpoint {start} lacks {min(missing)!r} ({len(missing)} in all), which an adapter would leave untrained: "
+                "use the policy config that the checkpoint was trained with, or adapter=none."
+            )
+        # The weights were trained with these statistics, and they stay.
+        buffers, tensors = dict(policy.named_buffers()), read_checkpoint(start).tensors()
+        policy.load_state_dict({name: tensors[name] for name in buffers.keys() & tensors.keys()}, strict=False)
+    adapter.inject(policy)
     return policy
 
 
@@ -157,6 +201,10 @@ def _tell(trainer: Trainer, dataset: Dataset, train: Windows, policy: torch.nn.M
         "budget": f"{trainer.budget}{epochs}",
         "out": str(trainer.out),
     }
+    if made := trainer.facts.get("adapter"):
+        share = 100 * made["trained"] / made["parameters"]
+        numbers = f"of rank {made['rank']}, alpha {made['alpha']:g}, in {made['layers']} layers"
+        facts["adapter"] = f"{made['kind']} {numbers}: {share:.2f} % of the parameters"
     for title, text in facts.items():
         say(f"{title:8} {text}")
     for sentence in dataset.narrow:

@@ -22,7 +22,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from vla.checkpoint import read_checkpoint, save_checkpoint
 from vla.policy import Imagining
@@ -73,6 +73,7 @@ class Trainer:
     accelerator: from `vla.training.setup.accelerator`. config: the run's whole config, plain; its "policy" goes into the
     checkpoint. facts: what else training.json shall say (the data's digest, ...). validation: fixed batches of held-out
     data. evaluate: called with the averaged policy every `evaluate_every` steps, gives numbers (rollouts, for example).
+    saved: the weights that go into a checkpoint, of the policy as it is in training (with an adapter in it, for example).
     """
 
     def __init__(
@@ -87,10 +88,11 @@ class Trainer:
         seed: int = 0,
         validation: Source | None = None,
         evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
+        saved: Callable[[nn.Module], Mapping[str, Tensor]] = nn.Module.state_dict,
     ) -> None:
         self.settings, self.out, self.accelerator, self.seed = settings, out, accelerator, seed
         self.config, self.facts = config, facts
-        self.train, self.validation, self.evaluate = train, validation, evaluate
+        self.train, self.validation, self.evaluate, self.saved = train, validation, evaluate, saved
         self.budget = Budget(settings.steps, settings.cpu_seconds, settings.minutes)
         self.policy = policy.to(accelerator.device)
         self.optimizer = adamw(self.policy, settings.learning_rate, settings.weight_decay, accelerator.device)
@@ -169,7 +171,8 @@ class Trainer:
         }
         state = resume.tensors(self.policy, self.ema.average, self.optimizer)
         with self.ema.applied():
-            save_checkpoint(folder, self.policy, self.config["policy"], training, {"optimizer": state})
+            weights = self.saved(self.policy)
+            save_checkpoint(folder, self.policy, self.config["policy"], training, {"optimizer": state}, weights)
         resume.tidy(self.out, self.settings.keep)
         return folder
 
