@@ -36,3 +36,11 @@ def test_summary_counts_what_was_really_tried():
     assert [k["value"] for k in summary["in_a_row"]] == [0.75, 0.5, 0.25]
     assert [(t["successes"], t["attempts"]) for t in summary["tasks"].values()] == [(3, 4), (2, 3), (1, 2)]
     assert summary["tasks"]["c"]["mean_steps"] == 30
+    assert summary["infeasible"] == []
+
+
+def test_chains_that_cannot_be_done_count_and_are_told():
+    chains = [{"chain": 7, "feasible": False, **chain(True, False)}, {"chain": 8, "feasible": True, **chain(True, True, True)}]
+    summary = summarise(chains)
+    assert summary["infeasible"] == [7]
+    assert summary["average_length"]["value"] == 2

@@ -22,6 +22,8 @@ def main(config: DictConfig) -> None:
     mean = summary["average_length"]
     print(f"{result['title']}: {summary['chains']} chains; {result['settings']['executor']}; seed {result['settings']['seed']}")
     print(f"average length {mean['value']:.3f}  [{mean['low']:.3f}, {mean['high']:.3f}]")
+    if summary["infeasible"]:
+        print(f"{len(summary['infeasible'])} of the chains cannot be done to their end, and count: {summary['infeasible']}")
     for k, rate in enumerate(summary["in_a_row"], 1):
         print(f"{k} in a row {100 * rate['value']:6.1f} %  [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]")
     for camera, row in summary["foresight"].items():

@@ -23,7 +23,10 @@ from vla.spec import UserError
 
 
 class Chain(Protocol):
-    """Tasks to do in a row from one start."""
+    """Tasks to do in a row from one start.
+
+    `feasible`, where a chain has it, is False for one that nobody could do to its end: it is played, and said to be so.
+    """
 
     @property
     def tasks(self) -> tuple[str, ...]: ...
@@ -86,7 +89,7 @@ def evaluate(
     timing: Timing | None = None,
     delay_s: float = 0.0,
 ) -> Iterator[dict[str, Any]]:
-    """Play the chains with these numbers; yields {chain, tasks, solved, attempts} as each ends, in the order of ending.
+    """Play the chains with these numbers; yields {chain, tasks, feasible, solved, attempts} of each in the order of ending.
 
     record: gives a chain's recorder, or None. delay_s: see `vla.rollout.rollout`.
     """
@@ -102,7 +105,8 @@ def evaluate(
         return Job(number, script, record(number, chain, attempts))
 
     for job, attempts in rollout(world, policy, next_job, executor, timing, delay_s):
-        result = {"chain": job.key, "tasks": list(chains[job.key].tasks)}  # type: ignore[call-overload]
+        chain = chains[job.key]  # type: ignore[call-overload]
+        result = {"chain": job.key, "tasks": list(chain.tasks), "feasible": getattr(chain, "feasible", True)}
         yield {**result, "solved": sum(a["solved"] for a in attempts), "attempts": attempts}
 
 

@@ -71,11 +71,13 @@ def section(title: str, body: str, note: str = "") -> str:
 def _hero(title: str, summary: Row, settings: Row) -> str:
     mean = summary["average_length"]
     row = summary["in_a_row"]
+    hidden = summary.get("infeasible", ())  # unknown in older results
+    impossible = f"; {len(hidden)} chains cannot be done to their end" if hidden else ""
     tiles = [
         ("average length", f"{mean['value']:.2f}", f"{mean['low']:.2f} to {mean['high']:.2f}, of {len(row)}"),
         ("first task", _percent(row[0]["value"]), f"{_percent(row[0]['low'])} to {_percent(row[0]['high'])}"),
         (f"all {len(row)}", _percent(row[-1]["value"]), f"{_percent(row[-1]['low'])} to {_percent(row[-1]['high'])}"),
-        ("chains", str(summary["chains"]), f"{sum(t['attempts'] for t in summary['tasks'].values())} tasks begun"),
+        ("chains", str(summary["chains"]), f"{sum(t['attempts'] for t in summary['tasks'].values())} tasks begun{impossible}"),
     ]
     cards = "".join(
         f'<div class="tile"><span>{escape(name)}</span><b>{value}</b><small>{escape(note)}</small></div>'
@@ -136,7 +138,8 @@ def _failures(chains: Sequence[Row]) -> str:
         return "<p>No chain broke.</p>"
     rows = "".join(
         f"<tr><td class='n'>{chain['chain']}</td><td class='n'>{len(chain['attempts'])}</td>"
-        f"<td>{escape(chain['attempts'][-1]['task'].replace('_', ' '))}</td>"
+        f"<td>{escape(chain['attempts'][-1]['task'].replace('_', ' '))}"
+        f"{'' if chain.get('feasible', True) else ' <small>(this chain cannot be done to its end)</small>'}</td>"
         f"<td>{escape(chain['attempts'][-1]['instruction'])}</td><td class='n'>{chain['attempts'][-1]['steps']}</td></tr>"
         for chain in failed[:SHOWN_FAILURES]
     )

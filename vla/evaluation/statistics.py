@@ -36,8 +36,9 @@ def bootstrap_mean(values: Sequence[float]) -> dict[str, float]:
 def summarise(chains: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The table of a run from its chains, each with `attempts`: a list of {task, solved, steps} in order.
 
-    Gives `chains`, `average_length`, `in_a_row` (as long as the longest chain), `tasks` (name -> successes, attempts, rate
-    with interval, and mean steps of the successes), and `method`.
+    Gives `chains`, `infeasible` (numbers of those that cannot be done to their end; they count like all others),
+    `average_length`, `in_a_row` (as long as the longest chain), `tasks` (name -> successes, attempts, rate with interval, and
+    mean steps of the successes), and `method`.
     """
     lengths = [sum(a["solved"] for a in chain["attempts"]) for chain in chains]
     longest = max(len(chain["tasks"]) for chain in chains)
@@ -53,6 +54,7 @@ def summarise(chains: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         }
     return {
         "chains": len(chains),
+        "infeasible": [chain["chain"] for chain in chains if not chain.get("feasible", True)],
         "average_length": bootstrap_mean(lengths),
         "in_a_row": [wilson(sum(n >= k for n in lengths), len(lengths)) for k in range(1, longest + 1)],
         "tasks": tasks,
