@@ -21,7 +21,8 @@ from hydra import compose, initialize_config_module
 
 from benchmarks.machine import machine
 from vla.collect import collect
-from vla.data.convert.videos import CAPTIONS, convert, find_clips
+from vla.data.convert.captions import CAPTIONS, beside
+from vla.data.convert.videos import convert
 from vla.evaluation.foresight import run
 
 HOLDOUT = 20
@@ -43,7 +44,7 @@ def kept_out(clips: Path, folder: Path, out: Path) -> None:
     """A dataset of the clips that pretraining keeps out."""
     folder.mkdir()
     lines = {line.split('"')[3]: line for line in (clips / CAPTIONS).read_text().splitlines()}
-    chosen = [clip.file for clip in find_clips(clips) if clip.instruction][HOLDOUT - 1 :: HOLDOUT]
+    chosen = [clip.file for clip in beside(clips).clips][HOLDOUT - 1 :: HOLDOUT]
     for file in chosen:
         (folder / file).symlink_to((clips / file).resolve())
     (folder / CAPTIONS).write_text("\n".join(lines[file] for file in chosen))

@@ -19,10 +19,10 @@ COLOURS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]], np.uint8)  # l
 STEP = 4  # brightness added per frame to every pixel
 
 
-def make_clip(path, frames=30, fps=30, width=144, height=48):
+def make_clip(path, frames=30, fps=30, width=144, height=48, codec="libx264", **options):
     """Three colour bars that brighten frame by frame, so that a pixel tells the frame's number."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "1"})
+        stream = container.add_stream(codec, rate=fps, options={"crf": "1", **options})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv444p"
         bars = np.repeat(COLOURS[None], height, 0).repeat(width // 3, 1)
         for number in range(frames):

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -15,80 +13,47 @@ import torch
 from av.error import FFmpegError
 from tqdm import tqdm
 
+from vla.data.convert.captions import Clip, find
 from vla.data.convert.files import Fault, in_order, inside
 from vla.data.convert.report import Summary
 from vla.data.writer import DatasetWriter, Segment
 from vla.images import resize_area
 from vla.spec import Spec, UserError, image_key
 
-SUFFIXES = {".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v"}
-CAPTIONS = "captions.jsonl"
-
 Fit = Literal["crop", "squash"]
 
 
-@dataclass(frozen=True)
-class Clip:
-    """A file, relative to the folder, and its caption ("" where there is none)."""
-
-    file: str
-    instruction: str
-
-
-def find_clips(folder: str | Path) -> list[Clip]:
-    """The clips of a folder in the order of their names.
-
-    Captions are lines {"file": ..., "instruction": ...} of captions.jsonl, or without that a .txt beside each clip.
-    Raises UserError if there is no folder, no clip, or a line that cannot be read.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: give the folder that holds the clips as path=...")
-    files = sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES)
-    captions: dict[str, str] = {}
-    if (folder / CAPTIONS).exists():
-        for number, line in enumerate((folder / CAPTIONS).read_text().splitlines(), 1):
-            try:
-                row = json.loads(line) if line.strip() else {"file": "", "instruction": ""}
-                captions[str(row["file"])] = str(row["instruction"]).strip()
-            except (ValueError, KeyError, TypeError):
-                raise UserError(
-                    f'{folder / CAPTIONS} line {number} is not {{"file": ..., "instruction": ...}}: correct it.'
-                ) from None
-        captions.pop("", None)
-    else:
-        texts = {f: (folder / f).with_suffix(".txt") for f in files}
-        captions = {f: t.read_text().strip() for f, t in texts.items() if t.exists()}
-    clips = [Clip(f, captions.get(f, "")) for f in sorted({*files, *captions})]
-    if not clips:
-        raise UserError(f"{folder} holds no clips ({', '.join(sorted(SUFFIXES))}): give the folder that does as path=...")
-    return clips
-
-
-def decode(path: str | Path, fps: float, size: int, fit: Fit = "crop") -> np.ndarray:
+def decode(
+    path: str | Path, fps: float, size: int, fit: Fit = "crop", begin: float = 0.0, end: float | None = None
+) -> np.ndarray:
     """Frames of a clip, `fps` a second of its time: uint8 (T, size, size, 3) RGB.
 
     `crop` takes the middle square, `squash` the whole picture; both are averaged down by area. A clip slower than `fps`
-    gives every frame. Raises Fault with the reason.
+    gives every frame. begin, end: only from this to before that second of the video; where the video ends earlier, to its
+    end. Raises Fault with the reason.
     """
     frames: list[np.ndarray] = []
+    first = last = half = 0.0
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise Fault("no video in the file")
             stream = container.streams.video[0]
             rate = float(stream.average_rate or 0)
-            due = 0.0
-            for number, frame in enumerate(container.decode(stream)):
-                seconds = frame.time if frame.time is not None else number / (rate or fps)
-                if number == 0:
-                    begin = seconds
-                # Half a source frame of tolerance, so that 30 fps at 10 fps gives exactly every third frame.
-                if (seconds - begin) * fps + (0.5 * fps / rate if rate else 0.0) >= due:
+            # Half a source frame of tolerance, so that 30 fps at 10 fps gives exactly every third frame.
+            half = 0.5 / rate if rate else 0.0
+            for last, frame in _timed(container, stream, begin, rate or fps):
+                if end is not None and last + half >= end:
+                    break
+                if last + half < begin:
+                    continue
+                first = first if frames else last
+                if (last - first + half) * fps >= len(frames):
                     frames.append(_fitted(frame.to_ndarray(format="rgb24"), fit))
-                    due += 1
     except (FFmpegError, OSError, ValueError) as error:
         raise Fault(f"cannot be decoded ({getattr(error, 'strerror', None) or error})") from None
+    if begin and not frames and last + half < begin:
+        raise Fault(f"ends before {begin:g} s")
     if len(frames) < 2:
         raise Fault(f"has {len(frames)} frames at {fps:g} a second, too short to foresee anything")
     if any(f.shape != frames[0].shape for f in frames):
@@ -98,9 +63,27 @@ def decode(path: str | Path, fps: float, size: int, fit: Fit = "crop") -> np.nda
     )
 
 
+def _timed(container: Any, stream: Any, begin: float, rate: float) -> Iterator[tuple[float, av.VideoFrame]]:
+    """Frames with their seconds from the video's beginning, from the last key frame before `begin` on."""
+    start = None if stream.start_time is None else float(stream.start_time * stream.time_base)
+    if begin:
+        container.seek(round((begin + (start or 0.0)) / stream.time_base), stream=stream)
+    for number, frame in enumerate(container.decode(stream)):
+        if frame.time is None and begin:
+            raise Fault("says no times, so that no part of it can be found")
+        seconds = frame.time if frame.time is not None else number / rate
+        if start is None or (number == 0 and not begin):
+            start = seconds
+        yield seconds - start, frame
+
+
 def convert(
     path: str | Path,
     out: str | Path,
+    captions: str = "beside",
+    annotations: str | Sequence[str] | None = None,
+    narrations: str = "narration_pass_1",
+    longest: float = 3.0,
     camera: str = "static",
     size: int = 96,
     fit: Fit = "crop",
@@ -110,44 +93,51 @@ def convert(
 ) -> Summary:
     """Turn a folder of captioned clips into a dataset with one camera, an episode and a segment per clip.
 
-    The clip's file stands as the episode's scene. Broken and captionless clips are skipped and reported. Run again after a
-    kill it goes on with the clips that are not yet there; with other settings than before it refuses.
+    captions: their style, annotations: their file or files, narrations and longest: of Ego4D's (see `captions.find`).
+    The clip's file, with its part if it is not the whole, stands as the episode's scene. Broken and captionless clips are
+    skipped and reported. Run again after a kill it goes on with the clips that are not yet there; with other settings than
+    before it refuses.
     """
     if fit not in ("crop", "squash"):
         raise UserError(f"fit is {fit!r}: choose crop or squash.")
-    if not (size > 0 and fps > 0 and threads > 0):
-        raise UserError(f"size, fps and threads are {size}, {fps}, {threads}: all must be above 0.")
-    clips = find_clips(path)
-    settings = {"source": "videos", "camera": camera, "size": size, "fit": fit, "fps": fps}
+    if not (size > 0 and fps > 0 and threads > 0 and longest > 0):
+        raise UserError(f"size, fps, threads and longest are {size}, {fps}, {threads}, {longest}: all must be above 0.")
+    files = [annotations] if isinstance(annotations, str) else list(annotations or ())
+    found = find(path, captions, files, narrations, longest)
+    settings: dict[str, Any] = {"source": "videos", "camera": camera, "size": size, "fit": fit, "fps": fps}
+    if captions != "beside":
+        settings["captions"] = captions
+    if captions == "ego4d":
+        settings |= {"narrations": narrations, "longest": longest}
     spec = Spec(cameras={camera: (size, size)}, frame="video")
     with DatasetWriter(out, spec, {"conversion": settings}) as writer:
         if writer.provenance.get("conversion") != settings:
             raise UserError(f"dataset {out} was begun with {writer.provenance.get('conversion')}: choose another out=...")
-        done = set(writer.scenes)
-        skipped = {c.file: "has no caption" for c in clips if not c.instruction}
-        left = [c for c in clips if c.instruction and c.file not in done]
+        done, skipped = set(writer.scenes), dict(found.skipped)
+        left = [clip for clip in found.clips if clip.name not in done]
+        everything = len(found.clips) + len(skipped)
         if done:
-            report(f"{len(done)} of {len(clips)} clips are in {out} already")
+            report(f"{len(done)} of {everything} clips are in {out} already")
         read = functools.partial(_decode_or_reason, str(path), fps=fps, size=size, fit=fit)
         with tqdm(total=len(left), unit="clip", desc="converting", smoothing=0.05) as bar:
-            for clip, frames in zip(left, in_order(read, [c.file for c in left], threads), strict=True):
+            for clip, frames in zip(left, in_order(read, left, threads), strict=True):
                 if isinstance(frames, str):
-                    skipped[clip.file] = frames
+                    skipped[clip.name] = frames
                 else:
                     segment = Segment(0, len(frames), "", clip.instruction)
-                    writer.append_episode({image_key(camera): frames}, [segment], scene=clip.file)
+                    writer.append_episode({image_key(camera): frames}, [segment], scene=clip.name)
                 bar.update()
         if not writer.num_episodes:
             first = next(iter(skipped.items()))
             raise UserError(
-                f"none of the {len(clips)} clips in {path} could be used (first: {first[0]} {first[1]}): mend them."
+                f"none of the {everything} clips in {path} could be used (first: {first[0]} {first[1]}): mend them."
             )
-        return Summary({"clips": writer.num_episodes, "frames": writer.num_frames}, skipped)
+        return Summary({"clips": writer.num_episodes, "frames": writer.num_frames}, skipped, found.notes)
 
 
-def _decode_or_reason(folder: str, file: str, *, fps: float, size: int, fit: Fit) -> np.ndarray | str:
+def _decode_or_reason(folder: str, clip: Clip, *, fps: float, size: int, fit: Fit) -> np.ndarray | str:
     try:
-        return decode(inside(folder, file), fps, size, fit)
+        return decode(inside(folder, clip.file), fps, size, fit, clip.begin, clip.end)
     except Fault as reason:
         return str(reason)
 
