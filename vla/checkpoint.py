@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from yaml import YAMLError
 
 from vla.spec import Spec, UserError
 
@@ -129,8 +130,9 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
         config = OmegaConf.load(folder / "config.yaml")
         spec = Spec.from_json((folder / "spec.json").read_text())
         training = json.loads((folder / "training.json").read_text())
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UserError(f"checkpoint {str(folder)!r} cannot be read ({error}): copy or train it again.") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, YAMLError) as error:
+        what = " ".join(str(error).split())
+        raise UserError(f"checkpoint {str(folder)!r} cannot be read ({what}): copy or train it again.") from error
     if not isinstance(config, DictConfig):
         raise UserError(f"{str(folder / 'config.yaml')!r} is not a mapping: copy or train the checkpoint again.")
     return Checkpoint(folder, config, spec, training)

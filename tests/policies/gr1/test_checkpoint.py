@@ -79,6 +79,10 @@ def damage(folder, what):
         (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
     elif what == "spec":
         (folder / "spec.json").write_text("{}")
+    elif what == "list":
+        (folder / "spec.json").write_text("[]")
+    elif what == "yaml":
+        (folder / "config.yaml").write_text("a: [1, 2\nb: }")
     elif what == "json":
         (folder / "training.json").write_text("{")
     else:
@@ -97,6 +101,8 @@ def damage(folder, what):
         ("truncated", "model.safetensors' cannot be read"),
         ("spec", "spec schema is None"),
         ("json", "cannot be read"),
+        ("list", "cannot be read"),
+        ("yaml", "cannot be read .*config.yaml.*copy or train it again"),
         ("spec.json", "has no spec.json"),
         ("model.safetensors", "has no model.safetensors"),
     ],
