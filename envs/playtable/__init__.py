@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium
 
+from envs.playtable.layout import layout_of
 from envs.playtable.world import CALVIN_CAMERAS, Playtable
 from vla.spec import UserError
 
@@ -29,6 +30,8 @@ def make(
         raise UserError(f"num_worlds is {num_worlds}: at least one world is needed.")
     if not len(scene):
         raise UserError("scene is empty: name one or several of A, B, C, D.")
+    for name in scene:  # also those that so few worlds would not come to
+        layout_of(name)
     scenes = [scene[i % len(scene)] for i in range(num_worlds)]
     return Playtable(scenes, dict(cameras), threads=threads or os.cpu_count() or 1, **options)
 

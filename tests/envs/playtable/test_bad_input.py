@@ -51,6 +51,7 @@ def test_bad_input_is_named_and_changes_nothing(world, call, words):
     ("arguments", "words"),
     [
         ({"scene": "E"}, "unknown scene 'E'.*A, B, C, D"),
+        ({"scene": "DX"}, "unknown scene 'X'.*A, B, C, D"),
         ({"scene": ""}, "scene is empty"),
         ({"num_worlds": 0}, "num_worlds is 0"),
         ({"cameras": {"front": (64, 64)}}, "camera 'front' is not in the scene.*static"),
