@@ -81,6 +81,17 @@ def test_a_killed_run_goes_on_and_writes_nothing_twice(whole, tmp_path):
     assert list(collect(config(tmp_path / "cut")))[1:] == []
 
 
+def test_a_killed_run_at_a_url_goes_on_too(whole):
+    """Where nothing looks like a file of this machine."""
+    out = "memory://bucket/cut"
+    steps = collect(config(out))
+    list(itertools.islice(steps, 3))
+    steps.close()
+    assert 0 < Dataset(out).num_frames < 900
+    list(collect(config(out)))
+    assert_same(episodes(out), episodes(whole))
+
+
 def test_segments_are_the_tasks_that_were_solved(whole):
     data = episodes(whole)
     assert {e["scene"] for e in data.values()} == {"A", "B"}

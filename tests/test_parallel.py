@@ -2,8 +2,9 @@ import os
 
 import pytest
 
-from vla.parallel import spread
+from vla.parallel import processes, spread
 from vla.spec import UserError
+from vla.training.logging import available_cores
 
 
 def count(share):
@@ -38,3 +39,11 @@ def test_one_share_needs_no_process():
 def test_what_goes_wrong_in_a_process_is_told_here(bad, error, words):
     with pytest.raises(error, match=words):
         list(spread(count, [[1, bad], [2]]))
+
+
+def test_the_number_of_processes_is_what_is_asked_for_within_what_there_is_to_do():
+    assert processes(3, 10) == 3
+    assert processes(3, 2) == 2
+    assert processes(0, 10**6) == available_cores()
+    with pytest.raises(UserError, match="workers is -1: give a number"):
+        processes(-1, 10)

@@ -13,7 +13,6 @@ import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -21,13 +20,13 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from vla.data.store import Dataset
+from vla.data.store import Dataset, parts_of
 from vla.data.writer import DatasetWriter, Segment, existing_group, frame_arrays, part_path
-from vla.parallel import spread
+from vla.parallel import processes, spread
 from vla.policy import Observation
 from vla.rollout import Follow, Job, Reset, Script, rollout
 from vla.spec import ACTION, Spec, UserError
-from vla.training.logging import available_cores, circumstances
+from vla.training.logging import circumstances
 
 EPISODES_PER_UNIT = 10_000
 UNITS_PER_SEED = 100_000
@@ -209,19 +208,19 @@ def resume(units: Sequence[Unit], out: str, seed: int) -> None:
 
 def has_episodes(out: str) -> bool:
     """Whether some part of the dataset has committed episodes."""
-    groups = (existing_group(part, "r") for part in sorted(Path(out).glob("part-*")))
+    groups = (existing_group(part, "r") for part in parts_of(out))
     return any(cast(dict, group.attrs.get("committed", {})).get("episodes") for group in groups if group)
 
 
 def collect(config: DictConfig) -> Iterator[tuple[int, int]]:
     """Play until `config.frames` frames are in the dataset `config.out`; yields (frames, solved tasks) per episode written,
     first of all what was there before."""
-    if Path(config.out, "zarr.json").exists():
+    if existing_group(config.out, "r"):
         raise UserError(f"{config.out} is a dataset in one piece, which cannot be added to in parallel: choose another out.")
     units = plan(config.frames, config.unit_frames, config.env.world.scene)
     resume(units, config.out, config.seed)
     yield sum(unit.frames for unit in units), sum(unit.counts.total() for unit in units)
-    workers = min(config.workers or available_cores(), len(units))
+    workers = processes(config.workers, len(units))
     made = {"command": " ".join(sys.argv), "config": OmegaConf.to_container(config, resolve=True)}
     made |= circumstances(torch.device("cpu"))
     yield from spread(_work, [(part, units[part::workers], made) for part in range(workers)])

@@ -10,8 +10,16 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from vla.spec import UserError
+from vla.training.logging import available_cores
 
 Work = Callable[[Any], Iterator[Any]]
+
+
+def processes(wanted: int, most: int) -> int:
+    """How many processes to start: `wanted`, 0 for one per core, but no more than `most`. UserError for fewer than 0."""
+    if wanted < 0:
+        raise UserError(f"workers is {wanted}: give a number of processes, or 0 for one per core.")
+    return min(wanted or available_cores(), most)
 
 
 def spread(work: Work, shares: Sequence[Any]) -> Iterator[Any]:

@@ -23,10 +23,10 @@ from vla.evaluation import language, report
 from vla.evaluation.film import Film
 from vla.evaluation.long_horizon import Attempts, Chain, chain_numbers, evaluate
 from vla.evaluation.statistics import summarise
-from vla.parallel import spread
+from vla.parallel import processes, spread
 from vla.rollout import Recorder, Timing
 from vla.spec import UserError
-from vla.training.logging import available_cores, circumstances, write_json
+from vla.training.logging import circumstances, write_json
 
 Films = dict[int, bytes]
 
@@ -36,7 +36,9 @@ def run(config: DictConfig) -> tuple[dict[str, Any], Films]:
     benchmark = instantiate(config.env.benchmark)
     numbers = chain_numbers(config.chains, len(benchmark.chains()))
     build_policy(config)  # a mistake in the checkpoint shows here, before any process starts
-    workers = min(config.workers or available_cores(), len(numbers))
+    workers = processes(config.workers, len(numbers))
+    if config.videos < 0:
+        raise UserError(f"videos is {config.videos}: give the number of chains to film, 0 for none.")
     plain = OmegaConf.to_container(config, resolve=True)
     # Strided shares: neighbours in the list take different tasks, so no process is left with the long chains.
     shares = [(plain, list(numbers[k::workers]), numbers[: config.videos]) for k in range(workers)]
