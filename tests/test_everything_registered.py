@@ -22,7 +22,7 @@ from vla.training.setup import make_accelerator
 from vla.training.trainer import Settings
 
 CONF = Path(conf.__file__).parent
-COMMANDS = ("collect", "control", "convert", "evaluate", "foresight", "pretrain", "serve", "train", "view")
+COMMANDS = ("collect", "control", "convert", "doctor", "evaluate", "foresight", "pretrain", "serve", "train", "view")
 # Pretrained towers that are not on every machine are left out, and what would take minutes on a CPU is cut.
 SIGLIP = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 GEMMA = {
@@ -86,7 +86,8 @@ def test_no_group_is_left_out():
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_command(name):
-    key, value = {"serve": ("server.port", 0), "view": ("path", "data")}.get(name, ("out", "somewhere"))
+    keys = {"serve": ("server.port", 0), "view": ("path", "data"), "doctor": ("path", "data")}
+    key, value = keys.get(name, ("out", "somewhere"))
     assert OmegaConf.select(composed(name, f"{key}={value}"), key) == value
 
 

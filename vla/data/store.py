@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +28,7 @@ from vla.data.writer import (
 )
 from vla.spec import ACTION, IMAGE_PREFIX, STATE, Spec, UserError
 
-__all__ = ["Dataset", "DatasetWriter", "Segment", "check", "part_path"]
+__all__ = ["Dataset", "DatasetWriter", "Part", "Segment", "check", "part_path", "parts_of"]
 
 SEGMENT_TYPE = np.dtype(
     [("start", "i8"), ("end", "i8"), ("episode", "i8"), ("task", "i4"), ("instruction", "i4"), ("success", "i1")]
@@ -90,14 +90,14 @@ class Part:
             digest.update(self.success.tobytes())
         return digest.digest()
 
-    def check_images(self) -> None:
-        """Read every frame of every camera and compare checksums; raises UserError naming the array and the episode."""
+    def image_faults(self) -> Iterator[UserError]:
+        """Read every frame of every camera and compare checksums; an error naming array and episode for each that differs."""
         names = list(frame_arrays(self.spec))
         for camera, reader in self.readers.items():
             name = IMAGE_PREFIX + camera
             for episode, (start, end) in enumerate(zip(np.concatenate(([0], self.ends)), self.ends, strict=False)):
                 if checksum(reader.read(np.arange(start, end))) != self.sums[episode, names.index(name)]:
-                    raise self._damaged(name, episode, "does not have the frames that were written")
+                    yield self._damaged(name, episode, "does not have the frames that were written")
 
     def _has(self, name: str) -> bool:
         try:
@@ -184,7 +184,7 @@ class Dataset:
     def __init__(self, path: str | Path | Sequence[str | Path]) -> None:
         paths = [path] if isinstance(path, str | Path) else list(path)
         self.path = ", ".join(str(p) for p in paths)
-        self.parts = [Part(p) for one in paths for p in _parts_of(str(one))]
+        self.parts = [Part(p) for one in paths for p in parts_of(str(one))]
         self.spec = self.parts[0].spec
         for part in self.parts[1:]:
             if part.spec != self.spec:
@@ -245,11 +245,12 @@ def check(path: str | Path | Sequence[str | Path]) -> Dataset:
     """
     dataset = Dataset(path)
     for part in dataset.parts:
-        part.check_images()
+        for fault in part.image_faults():
+            raise fault
     return dataset
 
 
-def _parts_of(path: str) -> list[str]:
+def parts_of(path: str) -> list[str]:
     """The groups to open at a path: itself and the `part-*` in it, but for those that had no time to begin."""
     files, root = fsspec.core.url_to_fs(path)
     parts = [path, *(files.unstrip_protocol(p) if "://" in path else p for p in sorted(files.glob(f"{root}/part-*")))]
