@@ -61,7 +61,7 @@ class F1Policy(nn.Module):
         flow: Mapping[str, int],
         loss: Mapping[str, float],
         trained: Sequence[str],
-        augment: Mapping[str, Any],
+        augment: Mapping[str, float],
         micro_batch: int,
         **network: Any,
     ):
@@ -95,7 +95,7 @@ class F1Policy(nn.Module):
         self.weights, self.micro_batch = dict(loss), micro_batch
         self.sees, self.size = size, max(size, self.tokenizer.size)
         augment = dict(augment)
-        swap, self.whole = float(augment.pop("swap")), tuple(augment.pop("whole", ()))
+        swap = float(augment.pop("swap"))
         self.swap = swap if spec.action else 0.0
         self.hand_path = HAND_PATH if self.swap else 0
         self.transform = Transform(self.size, {c: cameras[c]["pad"] for c in names}, **augment, mode="area")
@@ -157,7 +157,7 @@ class F1Policy(nn.Module):
             if self.training:
                 if self.swap and PATH_PREFIX + c in batch:
                     margin = swap_margin(self.spec, c)
-                    swap = draw_swap(batch[PATH_PREFIX + c], batch[TASK_NAME], self.swap, self.size, margin, self.whole)
+                    swap = draw_swap(batch[PATH_PREFIX + c], batch[TASK_NAME], self.swap, self.size, margin)
                     pictures = swap(pictures, pictures[:, now])
                 jitter = self.transform.jitter(c, len(pictures), pictures.device)
                 pictures = shift_pixels(pictures, jitter.shift)

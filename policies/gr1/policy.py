@@ -45,8 +45,7 @@ class GR1Policy(nn.Module):
     batch it is trained on, "queries": [OBS] tokens per camera, "decoder": its numbers, "epsilon": where patches' deviations get
     it, `inside` or `outside` (policies.gr1.foresight.statistics)}; supervise: `all` places of a window or only the `last`.
     augment: changes of pictures at training, largest `brightness` and `colour` (see policies.nn.images.draw_jitter), and
-    `swap`, the chance that parts of a picture which the hand does not visit are another's (draw_swap; 0 on video), but
-    in tasks `whole`, whose goal also depends on things that it does not visit.
+    `swap`, the chance that parts of a picture which the hand does not visit are another's (draw_swap; 0 on video).
     loss: weights `arm`, `gripper`, `flow`, `foresight`, the smooth-L1 `beta`, and `decay` of later actions of a chunk.
     instruction_dropout: the share of windows that are trained without their instruction; guidance: when acting, actions are
     extrapolated by this factor from those without the instruction to those with it (1: no second pass; see heads.py).
@@ -72,7 +71,7 @@ class GR1Policy(nn.Module):
         supervise: str,
         loss: Mapping[str, float],
         foresight: Mapping[str, Any],
-        augment: Mapping[str, Any],
+        augment: Mapping[str, float],
         resize: str,
         micro_batch: int,
         width: int,
@@ -115,7 +114,7 @@ class GR1Policy(nn.Module):
         if self.epsilon not in ("inside", "outside"):
             raise UserError(f"foresight.epsilon {self.epsilon!r} is unknown: use inside or outside.")
         augment = dict(augment)
-        swap, self.whole = float(augment.pop("swap")), tuple(augment.pop("whole", ()))
+        swap = float(augment.pop("swap"))
         self.swap = swap if spec.action else 0.0
         self.hand_path = HAND_PATH if self.swap else 0
         self.transform = Transform(size, {c: cameras[c]["pad"] for c in names}, **augment, mode=resize)
@@ -191,7 +190,7 @@ class GR1Policy(nn.Module):
         pictures = {c: self.transform.resize(batch[image_key(c)]) for c in cameras}
         donors = {c: p[:, -1] for c, p in pictures.items()}
         swaps = {
-            c: draw_swap(batch[PATH_PREFIX + c], batch[TASK_NAME], self.swap, self.size, swap_margin(self.spec, c), self.whole)
+            c: draw_swap(batch[PATH_PREFIX + c], batch[TASK_NAME], self.swap, self.size, swap_margin(self.spec, c))
             for c in cameras
             if self.training and self.swap and PATH_PREFIX + c in batch
         }

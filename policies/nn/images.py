@@ -68,15 +68,13 @@ def donors(tasks: Sequence[str]) -> Tensor:
     return donor
 
 
-def draw_swap(
-    path: Tensor, tasks: Sequence[str], chance: float, size: int, margin: float = SWAP_MARGIN, whole: Sequence[str] = ()
-) -> Swap:
+def draw_swap(path: Tensor, tasks: Sequence[str], chance: float, size: int, margin: float = SWAP_MARGIN) -> Swap:
     """For a share `chance` of a batch, rectangles away from the path (B, K, 2) that the hand takes through the picture.
 
     What the hand does not visit does not matter for the task: with parts of other scenes there, a policy learns to find
     what it is told to move by looking at it and not at the things that happen to be around. The other picture is one of the
     same of B `tasks`, and the rectangles keep off its path too: a second lever, or block of the same colour, would leave
-    open which one is meant. Pictures of the tasks `whole`, whose goal also depends on things elsewhere, stay as they are.
+    open which one is meant.
     """
     b, device, donor = len(path), path.device, donors(tasks).to(path.device)
     low, high = SWAP_SIDES
@@ -84,8 +82,7 @@ def draw_swap(
     centre = (1 + 2 * SWAP_OVER) * torch.rand(b, SWAPS, 2, device=device) - SWAP_OVER
     path = torch.cat([path, path[donor]], dim=1)
     touched = ((path[:, None] - centre[:, :, None]).abs() < half[:, :, None] + margin).all(-1).any(-1)
-    chances = torch.tensor([0.0 if task in whole else chance for task in tasks], device=device)
-    drawn = ~touched & (torch.rand(b, 1, device=device) < chances[:, None])
+    drawn = ~touched & (torch.rand(b, 1, device=device) < chance)
     cells = (torch.arange(size, device=device) + 0.5) / size
     columns, rows = ((cells - centre[..., i, None]).abs() < half[..., i, None] for i in (0, 1))
     covered = (rows & drawn[..., None]).float().transpose(1, 2) @ columns.float()  # by how many rectangles
