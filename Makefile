@@ -54,19 +54,21 @@ worlds: $(filter .uv/bin/uv,$(UV))
 	$(UV) pip install --quiet --python .worlds/$(NAME) -r $(FAR)/$(NAME).txt
 
 CALVIN_REVISIONS := 1431a46 797142c
+GIT := git -c safe.directory='*'
 calvin: $(filter .uv/bin/uv,$(UV))
 	@for from in "$(CALVIN_ROOT)/calvin_env" "$(CALVIN_ROOT)" ""; do \
 		test -n "$$from" || { echo "CALVIN_ROOT is '$(CALVIN_ROOT)': give a git clone of mees/calvin with its submodules, or of" \
 			"mees/calvin_env, that has the commits $(CALVIN_REVISIONS)."; exit 2; }; \
 		for wanted in $(CALVIN_REVISIONS); do \
-			git -c safe.directory='*' -C "$$from" cat-file -e $$wanted^{commit} 2>/dev/null || continue 2; \
+			$(GIT) -C "$$from" cat-file -e $$wanted^{commit} 2>/dev/null || continue 2; \
 		done; break; \
 	done; \
-	rm -rf .worlds/calvin_env; \
+	from=$$($(GIT) -C "$$from" rev-parse --path-format=absolute --git-common-dir) && rm -rf .worlds/calvin_env.new || exit 1; \
 	for wanted in $(CALVIN_REVISIONS); do \
-		git -c safe.directory='*' clone --quiet --no-checkout "$$from" .worlds/calvin_env/$$wanted && \
-		git -C .worlds/calvin_env/$$wanted checkout --quiet --detach $$wanted || exit 1; \
-	done
+		$(GIT) clone --quiet --no-checkout "$$from" .worlds/calvin_env.new/$$wanted && \
+		$(GIT) -C .worlds/calvin_env.new/$$wanted checkout --quiet --detach $$wanted || exit 1; \
+	done; \
+	rm -rf .worlds/calvin_env && mv .worlds/calvin_env.new .worlds/calvin_env
 	$(UV) venv --quiet --clear --no-project --python 3.11 .worlds/calvin
 	$(UV) pip install --quiet --python .worlds/calvin -r $(FAR)/calvin.txt
 
