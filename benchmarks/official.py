@@ -64,7 +64,8 @@ def published(tokenizer: Path, **changes: Any) -> GR1Policy:
     config.vision, config.text = VIT, {**CLIP, "tokenizer": str(tokenizer)}
     spec = replace(SHAPE, action=tuple(replace(e, low=-1e3, high=1e3) for e in SHAPE.action))
     torch.manual_seed(0)
-    policy: Any = build_policy(OmegaConf.merge(config, changes), spec)
+    changed: Any = OmegaConf.merge(config, changes)
+    policy: Any = build_policy(changed, spec)
     generator = torch.Generator().manual_seed(0)
     for parameter in policy.parameters():
         if parameter.ndim > 1:
@@ -91,11 +92,11 @@ def observations(steps: int) -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
     seen, _ = world.reset(seed=0)
     out = []
-    for step in range(EVERY * steps):
-        if step % EVERY == 0:
-            out.append({name: np.array(value) for name, value in seen.items()} | {TASK: [SENTENCE]})
-            drift = rng.uniform(-1, 1, (1, 7)).astype(np.float32)
-        seen, *_ = world.step(drift)
+    for _ in range(steps):
+        out.append({name: np.array(value) for name, value in seen.items()} | {TASK: [SENTENCE]})
+        drift = rng.uniform(-1, 1, (1, 7)).astype(np.float32)
+        for _ in range(EVERY):
+            seen, *_ = world.step(drift)
     world.close()
     return out
 

@@ -40,7 +40,8 @@ def config() -> Any:
 
 def small(**changes: Any) -> GR1Policy:
     torch.manual_seed(0)
-    policy: Any = build_policy(OmegaConf.merge(config(), {"gripper_rule": "threshold"}, changes), SHAPE)
+    changed: Any = OmegaConf.merge(config(), {"gripper_rule": "threshold"}, changes)
+    policy: Any = build_policy(changed, SHAPE)
     return policy.eval()
 
 
