@@ -60,7 +60,8 @@ SWAP_MARGIN_NEAR = 0.12
 def donors(tasks: Sequence[str]) -> Tensor:
     """Another window with the same task for each of a batch, by B tasks -> int64 (B,), each once; itself if there is none."""
     groups: dict[str, list[int]] = {}
-    for i in torch.randperm(len(tasks)).tolist():
+    order: list[int] = torch.randperm(len(tasks)).tolist()
+    for i in order:
         groups.setdefault(tasks[i], []).append(i)
     donor = torch.empty(len(tasks), dtype=torch.int64)
     for group in groups.values():
