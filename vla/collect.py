@@ -209,13 +209,13 @@ def resume(units: Sequence[Unit], out: str, seed: int) -> None:
 def has_episodes(out: str) -> bool:
     """Whether some part of the dataset has committed episodes."""
     groups = (existing_group(part, "r") for part in parts_of(out))
-    return any(cast(dict, group.attrs.get("committed", {})).get("episodes") for group in groups if group)
+    return any(cast(dict, group.attrs.get("committed", {})).get("episodes") for group in groups if group is not None)
 
 
 def collect(config: DictConfig) -> Iterator[tuple[int, int]]:
     """Play until `config.frames` frames are in the dataset `config.out`; yields (frames, solved tasks) per episode written,
     first of all what was there before."""
-    if existing_group(config.out, "r"):
+    if existing_group(config.out, "r") is not None:
         raise UserError(f"{config.out} is a dataset in one piece, which cannot be added to in parallel: choose another out.")
     units = plan(config.frames, config.unit_frames, config.env.world.scene)
     resume(units, config.out, config.seed)
