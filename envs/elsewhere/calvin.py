@@ -7,7 +7,7 @@ affair: `make calvin CALVIN_ROOT=...` takes them from a clone of hers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -74,8 +74,8 @@ class Calvin(Elsewhere):
 
     def _make_spaces(self) -> None:
         super()._make_spaces()
-        spaces = {**self.single_observation_space, SCENE: gymnasium.spaces.Discrete(len(SCENES))}
-        self.single_observation_space = gymnasium.spaces.Dict(spaces)
+        known = cast(gymnasium.spaces.Dict, self.single_observation_space)
+        self.single_observation_space = gymnasium.spaces.Dict({**known.spaces, SCENE: gymnasium.spaces.Discrete(len(SCENES))})
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
 
     def _observation(self) -> dict[str, np.ndarray]:

@@ -126,8 +126,7 @@ class World:
                 **{kind: scene[kind] for kind in ("doors", "buttons", "switches", "lights")},
             },
         }
-        changed = self.after is not None and not self.mends["actions"]
-        return {"info": info, "action": self.after.tolist() if changed else None}
+        return {"info": info, "action": None if self.after is None or self.mends["actions"] else self.after.tolist()}
 
     def draw(self, camera):
         return self.cameras[CAMERAS[camera]].render()[0]
