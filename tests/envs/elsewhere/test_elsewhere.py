@@ -1,42 +1,23 @@
 """Worlds in other processes: they behave as a vector world should, and what goes wrong over there is told and mended."""
 
-import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import ClassVar
 
-import gymnasium
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from toy_worlds import PUSH, TOY, trajectory, worlds
 
 from envs.elsewhere import Elsewhere
 from envs.elsewhere.far import server
 from vla.spec import UserError
-
-TOY = str(Path(__file__).parent / "toy_far.py")
-PUSH = np.array([[1.0, 0.0], [-0.5, 0.0]])
-
-
-@contextlib.contextmanager
-def worlds(num_worlds=2, python=sys.executable, adapter=TOY, **changes):
-    settings = {"name": "toy", "tasks": ["left", "right", "lost"], "cameras": {"static": (4, 6)}, **changes}
-    world = Elsewhere(adapter=adapter, python=python, num_worlds=num_worlds, **settings)
-    try:
-        yield world
-    finally:
-        world.close()
-
-
-def trajectory(world, steps, actions=PUSH):
-    return np.array([world.step(actions)[0]["observation.state"] for _ in range(steps)])
 
 
 def test_a_vector_world():
@@ -352,77 +333,6 @@ def test_a_far_side_ends_with_its_master():
             return
         time.sleep(0.05)
     pytest.fail("the far side lives on")
-
-
-messages = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text() | st.binary(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=8,
-)
-
-
-@given(st.dictionaries(st.text(max_size=5), messages, max_size=3))
-def test_messages_arrive_as_they_were_sent(message):
-    a, b = socket.socketpair()
-    with a, b:
-        server.send(a, message)
-        assert server.receive(b, deadline=None) == message
-
-
-@given(st.binary(max_size=200))
-def test_wild_bytes_are_no_crash(data):
-    a, b = socket.socketpair()
-    with a, b:
-        a.sendall(data)
-        a.close()
-        with contextlib.suppress(EOFError, ValueError):
-            assert isinstance(server.receive(b), dict)
-
-
-@given(
-    st.dictionaries(st.text("abc", min_size=1, max_size=3), st.tuples(st.integers(1, 9), st.integers(1, 9)), max_size=3),
-    st.integers(0, 20), st.integers(0, 20), st.integers(0, 9), st.booleans(),
-)  # fmt: skip
-def test_arrays_in_memory_do_not_overlap(cameras, state, environment_state, action, expert):
-    spec = {"cameras": cameras, "state": [0] * state, "environment_state": [0] * environment_state, "action": [0] * action}
-    placed, size = server.layout(spec, expert)
-    views = server.views(placed, bytearray(size))
-    for k, view in enumerate(views.values()):
-        view[...] = k + 1
-    assert all((view == k + 1).all() for k, view in enumerate(views.values()))
-
-
-PENDULUM = {"id": "Pendulum-v1", "control_hz": 20, "arguments": {"max_episode_steps": 5}}
-
-
-def test_a_gymnasium_environment_is_the_same_elsewhere():
-    here = gymnasium.make("Pendulum-v1")
-    with worlds(1, adapter="gym", cameras={}, options=PENDULUM, tasks=["swing"]) as there:
-        seen, _ = there.reset(options={"start": np.array([4])})
-        np.testing.assert_array_equal(seen["observation.state"][0], here.reset(seed=4)[0])
-        for action in np.linspace(-2, 2, 5):
-            seen, rewards, _, truncated, _ = there.step(np.array([[action]]))
-            expected, reward, *_ = here.step(np.array([action], np.float32))
-            np.testing.assert_array_equal(seen["observation.state"][0], expected)
-            assert rewards[0] == reward
-        assert truncated[0]
-        with pytest.raises(UserError, match="cannot save its worlds"):
-            there.save()
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"cameras": {"static": (4, 4)}}, "there is no camera 'static'"),
-        ({"options": {**PENDULUM, "id": "Nothing-v0"}}, "Nothing"),
-        ({"options": {"id": "CartPole-v1", "control_hz": 1}}, "refuses open"),
-        ({"options": {**PENDULUM, "plugins": ["no_such_module"]}}, "No module named 'no_such_module'"),
-    ],
-)
-def test_gymnasium_environments_that_do_not_fit(changes, words):
-    settings = {"adapter": "gym", "cameras": {}, "options": PENDULUM, "tasks": ["swing"], **changes}
-    with pytest.raises(UserError, match=words), worlds(1, **settings):
-        pass
 
 
 @given(arrays(np.float64, (2, 2), elements=st.floats(allow_nan=True, allow_infinity=True)))

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgpack
 import numpy as np
 import pytest
-from test_elsewhere import trajectory, worlds
+from toy_worlds import trajectory, worlds
 
 
 @pytest.fixture(scope="module", params=["3.8", "3.9", "3.10"])

@@ -84,3 +84,12 @@ def observation(n: int, seed: int = 0) -> dict:
 def take(observation: dict, worlds) -> dict:
     """The observation of some worlds, in that order."""
     return {k: [v[i] for i in worlds] if isinstance(v, list) else v[list(worlds)] for k, v in observation.items()}
+
+
+def played(net: GR1Policy, frames: list[dict], chosen: list[int]) -> np.ndarray:
+    """Actions (worlds, frames, chunk, 7) of `chosen` worlds, seeded by their numbers, shown one frame after another."""
+    memory, out = net.begin(chosen), []
+    for frame in frames:
+        actions, memory = net.act(take(frame, chosen), memory)
+        out.append(actions)
+    return np.stack(out, 1)

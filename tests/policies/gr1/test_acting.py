@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from small_gr1 import FLOW, SENTENCES, SPEC, VIDEO, observation, policy, take
+from small_gr1 import FLOW, SENTENCES, SPEC, VIDEO, observation, played, policy, take
 
 from policies.nn.images import normalise
 from vla.policy import Imagining, Policy
@@ -63,17 +63,10 @@ def test_actions_do_not_depend_on_batching(changes):
     worlds, rng = 19, np.random.default_rng(0)
     frames = [observation(worlds, step) for step in range(3)]
 
-    def play(chosen):
-        memory, out = net.begin(chosen), []
-        for frame in frames:
-            actions, memory = net.act(take(frame, chosen), memory)
-            out.append(actions)
-        return np.stack(out, 1)
-
-    together = play(list(range(worlds)))
+    together = played(net, frames, list(range(worlds)))
     for _ in range(4):
         chosen = rng.permutation(worlds)[: rng.integers(1, worlds + 1)].tolist()
-        np.testing.assert_array_equal(play(chosen), together[chosen])
+        np.testing.assert_array_equal(played(net, frames, chosen), together[chosen])
 
 
 @pytest.mark.parametrize("head", [{"name": "regression", "hidden": [], "activation": "none"}, FLOW])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from small_gr1 import FLOW, SPEC, batch, config, observation, policy, take
+from small_gr1 import FLOW, SPEC, batch, config, observation, played, policy
 
 from vla.checkpoint import build_policy, load_policy, save_checkpoint
 from vla.spec import UserError
@@ -92,17 +92,10 @@ def test_guided_actions_do_not_depend_on_batching(changes):
     net, worlds, rng = guided(1.7, **changes), 11, np.random.default_rng(0)
     frames = [observation(worlds, step) for step in range(3)]
 
-    def play(chosen):
-        memory, out = net.begin(chosen), []
-        for frame in frames:
-            actions, memory = net.act(take(frame, chosen), memory)
-            out.append(actions)
-        return np.stack(out, 1)
-
-    together = play(list(range(worlds)))
+    together = played(net, frames, list(range(worlds)))
     for _ in range(3):
         chosen = rng.permutation(worlds)[: rng.integers(1, worlds + 1)].tolist()
-        np.testing.assert_array_equal(play(chosen), together[chosen])
+        np.testing.assert_array_equal(played(net, frames, chosen), together[chosen])
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_gr1 import FLOW, SENTENCES, batch, observation, policy, take
+from small_gr1 import FLOW, SENTENCES, batch, observation, played, policy, take
 
 from policies.nn.images import normalise
 from policies.nn.rotary import CLOCK, clock, turn
@@ -130,17 +130,10 @@ def test_streamed_actions_do_not_depend_on_batching(changes):
     net = policy(**ROTARY | changes)
     frames, rng = [observation(11, step) for step in range(5)], np.random.default_rng(0)
 
-    def play(chosen):
-        memory, out = net.begin(chosen), []
-        for frame in frames:
-            actions, memory = net.act(take(frame, chosen), memory)
-            out.append(actions)
-        return np.stack(out, 1)
-
-    together = play(list(range(11)))
+    together = played(net, frames, list(range(11)))
     for worlds in (3, net.micro_batch):
         chosen = rng.permutation(11)[:worlds].tolist()
-        np.testing.assert_array_equal(play(chosen), together[chosen])
+        np.testing.assert_array_equal(played(net, frames, chosen), together[chosen])
 
 
 def test_trained_on_sequences_longer_than_the_band():
