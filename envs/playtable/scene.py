@@ -26,15 +26,18 @@ assert SUBSTEPS * CONTROL_HZ == PHYSICS_HZ
 ROBOT, TABLE, BLOCK = 1, 2, 4
 """Collision groups: no group meets itself but blocks, so that parts of the table slide through each other freely."""
 STIFF = [0.002, 1.0]
+NO_CREEP = [0.9999, 0.9999, 0.001, 0.5, 2]
+"""Friction of doors, drawer and switch: softer, a push far below it would move them by centimetres in a minute."""
 TOUCH = 0.0005
 """Blocks are in contact up to this distance, metres, as Bullet reports it: sliding does not flicker. Forces begin at 0."""
 
 ARM_JOINTS = tuple(f"panda_joint{i + 1}" for i in range(7))
 FINGER_JOINTS = ("panda_finger_left", "panda_finger_right")
 ARM_GAIN = (4500, 4500, 3500, 3500, 2000, 2000, 2000)
-DAMPING_PER_GAIN = 0.03
-ARM_FORCE = 500.0
-"""Newton metres; the damping takes 270 of it at the original's top speed of 2 rad/s."""
+DAMPING_PER_GAIN = 0.044
+"""Seconds: the arm lags behind its target as the original's does (half of a step's motion is left after the step)."""
+ARM_FORCE = 600.0
+"""Newton metres; the damping takes 400 of it at the original's top speed of 2 rad/s, and leaves its 200."""
 LINK_MASS = (2.9, 2.7, 2.73, 2.04, 2.08, 3.0, 1.3, 0.2)
 FINGER_MASS = 0.1
 FINGER_GAIN, FINGER_DAMPING, FINGER_FORCE = 2000.0, 30.0, 40.0
@@ -94,8 +97,9 @@ def _prism(spec: mujoco.MjSpec, body, name: str, left: float, right: float) -> N
 
 def _sliding(body, name: str, axis, high: float, friction: float = 0.0, **options) -> None:
     body.add_joint(
-        name=name, type=mujoco.mjtJoint.mjJNT_SLIDE, axis=axis, range=[0, high], limited=True, frictionloss=friction, **options
-    )
+        name=name, type=mujoco.mjtJoint.mjJNT_SLIDE, axis=axis, range=[0, high], limited=True, frictionloss=friction,
+        solimp_friction=NO_CREEP, **options,
+    )  # fmt: skip
 
 
 def _add_table(spec: mujoco.MjSpec, s: L.Layout) -> None:

@@ -144,19 +144,19 @@ def motion(world, action, steps):
     return robot - ROBOT_OBS
 
 
-def test_tracking_is_calvins_within_one_step(worlds):
-    """CALVIN's own figures; a unit of action is 0.02 m, so that the lag differs by less than a control step."""
+def test_tracking_is_calvins(worlds):
+    """CALVIN's own figures, at full speed (0.02 m a step); the tenth step comes near the arm's reach, where Bullet falls behind."""
     world = worlds["D"]
     start(world)
     x = motion(world, [1, 0, 0, 0, 0, 0, 1], 10)[:, 0]
-    np.testing.assert_allclose(x[[0, 1, 2, 4, 9]], [0.0098, 0.0248, 0.0423, 0.0798, 0.174], atol=0.02)
-    np.testing.assert_allclose(x[[0, 1, 2, 4, 9]], [0.0122, 0.0302, 0.0499, 0.0899, 0.19], atol=1e-3)  # ours, measured
+    np.testing.assert_allclose(x[[0, 1, 2, 4]], [0.0098, 0.0248, 0.0423, 0.0798], atol=3e-3)
+    np.testing.assert_allclose(x[9], 0.174, atol=0.01)
     start(world)
     z = motion(world, [0, 0, -1, 0, 0, 0, 1], 4)[:, 2]
-    np.testing.assert_allclose(z, [-0.0102, -0.0258, -0.0438, -0.0628], atol=0.01)
+    np.testing.assert_allclose(z, [-0.0102, -0.0258, -0.0438, -0.0628], atol=1e-3)
     start(world)
     yaw = motion(world, [0, 0, 0, 0, 0, 1, 1], 10)[:, 5]
-    np.testing.assert_allclose(yaw[-1], 0.458, atol=0.05)
+    np.testing.assert_allclose(yaw[-1], 0.458, atol=0.01)
 
 
 def test_an_action_of_zero_stays(worlds):
@@ -247,10 +247,10 @@ def test_controls_stay_where_they_are_put(worlds):
 
 @pytest.mark.parametrize("joint", ["base__slide", "base__drawer", "base__switch"])
 def test_doors_resist_with_four_newtons(joint):
-    """Pushed with more, they accelerate by the rest over their mass; with less, they creep a little at most."""
+    """Pushed with more, they accelerate by the rest over their mass; with less, they stay (softer friction creeps 0.2 mm)."""
     model = S.build("D")
     ways = {}
-    for force in (3.8, 4.4):
+    for force in (1.0, 3.8, 4.4):
         data = mujoco.MjData(model)
         data.qpos[model.joint(joint).qposadr[0]] = 0.03
         data.qfrc_applied[model.joint(joint).dofadr[0]] = force
@@ -259,7 +259,7 @@ def test_doors_resist_with_four_newtons(joint):
         ways[force] = data.joint(joint).qpos[0] - 0.03
     mass = {"base__slide": 1.543, "base__drawer": 4.231, "base__switch": 0.239}[joint]
     np.testing.assert_allclose(ways[4.4], 0.4 / mass * 0.25**2 / 2, rtol=0.05)
-    assert abs(ways[3.8]) < 0.1 * ways[4.4]
+    assert max(abs(ways[1.0]), abs(ways[3.8])) < 1e-5
 
 
 # --- contacts
