@@ -21,6 +21,7 @@ def config(out, **changes):
         "policy": {"_target_": "pointworld.PointPolicy", "wrong": 0.05},
         "executor": {"_target_": "vla.executor.RecedingHorizon", "execute": 2},
         **{"out": str(out), "frames": 900, "unit_frames": 150, "seed": 3, "workers": 1, "manner": manner},
+        **{"learner": None, "learner_steps": [0, 8], "execute": 2},
     }
     return OmegaConf.merge(plain, changes)
 

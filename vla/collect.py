@@ -20,6 +20,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from vla.checkpoint import load_policy
+from vla.dagger import Handover
 from vla.data.store import Dataset, parts_of
 from vla.data.writer import DatasetWriter, Segment, existing_group, frame_arrays, part_path
 from vla.parallel import processes, spread
@@ -28,8 +30,13 @@ from vla.rollout import Follow, Job, Reset, Script, rollout
 from vla.spec import ACTION, Spec, UserError
 from vla.training.logging import circumstances
 
+Handing = Callable[[int], int]
 EPISODES_PER_UNIT = 10_000
 UNITS_PER_SEED = 100_000
+
+
+def _at_once(seed: int) -> int:
+    return 0
 
 
 class Play(Protocol):
@@ -121,8 +128,10 @@ class Unit:
         return (run_seed * UNITS_PER_SEED + self.number) * EPISODES_PER_UNIT + self.episodes
 
 
-def play_episode(seed: int, unit: Unit, play: Play, manner: Manner, tape: Tape) -> Script:
-    """The script of one episode; returns its segments and adds to the unit what was done."""
+def play_episode(seed: int, unit: Unit, play: Play, manner: Manner, tape: Tape, handover: Handing = _at_once) -> Script:
+    """The script of one episode; returns its segments and adds to the unit what was done.
+
+    handover: of a task's seed, the step from which on its actions are worth learning (`vla.dagger`)."""
     rng, noise = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2))
     disturb = Bursts(noise, manner) if rng.random() < manner.noisy else None
     state = yield Reset(play.start(rng, unit.scene, unit.counts), seed=int(rng.integers(2**31)))
@@ -134,24 +143,32 @@ def play_episode(seed: int, unit: Unit, play: Play, manner: Manner, tape: Tape) 
         if task is None:
             break
         sentence = str(rng.choice(play.instructions(task)))
-        begin, start, solved = len(tape), state, False
         follow = Follow(sentence, int(rng.integers(2**31)), disturb)
+        begin, start, solved = len(tape) + handover(follow.seed), state, False
         while not solved and len(tape) - begin < play.max_steps:
             state = yield follow
             solved = play.solved(task, start, state)
         if not solved:
             break
+        shown = begin < len(tape)
         for _ in range(int(rng.integers(1, manner.overrun_steps + 1)) if rng.random() < manner.overrun else 0):
             state = yield follow
-        segments.append(Segment(begin, len(tape), task, sentence))
-        unit.counts[task] += 1
+        if shown:
+            segments.append(Segment(begin, len(tape), task, sentence))
+            unit.counts[task] += 1
     unit.frames += len(tape)
     unit.episodes += 1
     return segments
 
 
 def supply(
-    world_scenes: Sequence[str], spec: Spec, units: Sequence[Unit], play: Play, manner: Manner, seed: int
+    world_scenes: Sequence[str],
+    spec: Spec,
+    units: Sequence[Unit],
+    play: Play,
+    manner: Manner,
+    seed: int,
+    handover: Handing = _at_once,
 ) -> Callable[[int], Job | None]:
     """The jobs for a rollout: each world plays the units of its scene, one episode after another.
 
@@ -172,7 +189,7 @@ def supply(
                 f"unit {unit.number} has only {unit.frames} frames after {unit.episodes} episodes: lower unit_frames."
             )
         tape, number = Tape(spec), unit.seed(seed)
-        return Job((unit, number), play_episode(number, unit, play, manner, tape), tape)
+        return Job((unit, number), play_episode(number, unit, play, manner, tape, handover), tape)
 
     return next_job
 
@@ -235,7 +252,11 @@ def _work(share: tuple[int, list[Unit], dict[str, Any]]) -> Iterator[tuple[int, 
     world = instantiate(config.env.world, _convert_="all")
     policy, play = instantiate(config.policy, _convert_="all"), instantiate(config.env.play)
     manner = Manner(**cast(dict, OmegaConf.to_container(config.manner)))
-    jobs = supply(world.scenes, world.vla_spec, units, play, manner, config.seed)
+    handover = _at_once
+    if config.learner is not None:
+        policy = Handover(load_policy(config.learner), policy, config.learner_steps, config.execute)
+        handover = policy.handover
+    jobs = supply(world.scenes, world.vla_spec, units, play, manner, config.seed, handover)
     with DatasetWriter(part_path(config.out, part), world.vla_spec, made) as writer:
         for job, segments in rollout(world, policy, jobs, instantiate(config.executor)):
             (unit, number), tape = cast(tuple[Unit, int], job.key), cast(Tape, job.recorder)
