@@ -37,7 +37,7 @@ BESIDE_TABLE = np.array([0.0, 0.0, 0.15])
 INTO_CABINET = np.array([0.0, -0.10, 0.08])
 IN_FRONT = np.array([0.0, -0.10, 0.0])
 """Ways in: from above, from above into the drawer, over the sill into the cabinet, straight at the cabinet's front."""
-GAIN = 0.5
+GAIN = 0.3
 """Share of the remaining error asked for per step: the command integrates and the servo lags, so 1 would overshoot."""
 
 
@@ -268,7 +268,7 @@ def grasp(view: View, color: str, preferred: float = FORWARD) -> Move | None:
         gripped = np.abs(view.width - block.size).min() < 0.004
         return None if gripped else Move(view.tcp, CLOSE, view.euler[2], view.euler[1])
     turned = abs(wrap(yaw - view.euler[2])) < 0.12 and abs(pitch - view.euler[1]) < 0.12
-    if not view.pinching and view.width > 0.07 and turned and at(view, target, (0.009, 0.012, 0.012)):
+    if not view.pinching and view.width > 0.07 and turned and at(view, target, (0.009, 0.012, 0.015)):
         return Move(view.tcp, CLOSE, yaw, pitch)
     if away.any():
         return drag(view, block, away, yaw, pitch, entry)
