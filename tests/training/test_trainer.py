@@ -103,6 +103,22 @@ def test_a_finished_run_is_left_as_it_is(uninterrupted, capsys):
     assert files(uninterrupted) == before
 
 
+def test_the_commits_of_a_run_are_those_at_which_it_was_started(tmp_path, monkeypatch):
+    def commits(now, **changes):
+        monkeypatch.setattr("vla.training.logging._commit", lambda: now)
+        trainer = make_trainer(tmp_path, save_every=10, **changes)
+        monkeypatch.setattr("vla.training.logging._commit", lambda: "a later one")  # somebody commits while it trains
+        trainer.fit()
+        training = json.loads((tmp_path / "last/training.json").read_text())
+        return training["commit"], training.get("commits")
+
+    assert commits("first", steps=20) == ("first", None)
+    assert commits("first", steps=30) == ("first", None)
+    assert commits("second", steps=40) == ("first", ["first", "second"])
+    assert commits("second", steps=50) == ("first", ["first", "second"])
+    assert commits("first", steps=60) == ("first", ["first", "second", "first"])
+
+
 def test_a_time_budget_ends_and_says_that_it_is_not_reproducible(tmp_path):
     trainer = make_trainer(tmp_path, cpu_seconds=0.5)
     trainer.fit()

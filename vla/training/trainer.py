@@ -50,7 +50,7 @@ class Settings:
     final_learning_rate: float
     warmup: int
     weight_decay: float
-    clip: float
+    clip: float | None
     ema: float
     precision: str
     compile: bool
@@ -100,6 +100,8 @@ class Trainer:
         self.smooth = Smooth()
         self.history: list[dict[str, float]] = []
         self.step = 0
+        self._here = circumstances(accelerator.device)  # of the code that runs, whatever is committed meanwhile
+        self._commits = [self._here["commit"]]
         self._seconds = self._cpu_seconds = 0.0  # spent before this process began
         self._began, self._cpu_began = time.monotonic(), time.process_time()
 
@@ -154,7 +156,10 @@ class Trainer:
         return self._cpu_seconds + time.process_time() - self._cpu_began
 
     def save(self) -> Path | None:
-        """Write a checkpoint carrying the averaged weights, and the state to go on from; returns its folder (main process)."""
+        """Write a checkpoint carrying the averaged weights, and the state to go on from; returns its folder (main process).
+
+        training.json names the `commit` at which the run began, and all `commits` at which it was started if they differ.
+        """
         if not self.accelerator.is_main_process:
             return None
         self._require_finite(self.smooth.values())
@@ -165,7 +170,9 @@ class Trainer:
             "cpu_seconds": self.cpu_seconds,
             "budget": str(self.budget),
             **self.facts,
-            **circumstances(self.accelerator.device),
+            **self._here,
+            "commit": self._commits[0],
+            **({"commits": self._commits} if len(self._commits) > 1 else {}),
             "smooth": self.smooth.state(),
             "history": self.history,
         }
@@ -186,6 +193,8 @@ class Trainer:
         resume.load_tensors(checkpoint.tensors("optimizer"), self.policy, self.ema.average, self.optimizer)
         self.step, self.history = training["step"], training["history"]
         self._seconds, self._cpu_seconds = training["seconds"], training["cpu_seconds"]
+        before = training.get("commits", [training.get("commit")])
+        self._commits = before if before[-1] == self._commits[-1] else [*before, self._commits[-1]]
         self.smooth.load(training["smooth"], self.accelerator.device)
         self.accelerator.print(f"going on from {found[-1]}")
         return True
