@@ -4,7 +4,8 @@
 
 Every recipe is trained by `vla-train` on one core and scored by `vla-evaluate` on scene D; the same command again goes on where
 it was stopped, trainings included. The budget is CPU time, so that a dearer loss sees fewer windows; `--steps` gives every
-recipe the same number of windows instead. `abcd` needs `--more <play in scene D>`. Writes benchmarks/results/recipes.md.
+recipe the same number of windows instead. Two recipes need play of their own: `--scene-d` and `--mistakes`. Writes
+benchmarks/results/recipes.md.
 """
 
 from __future__ import annotations
@@ -33,14 +34,16 @@ class Recipe:
     overrides: Sequence[str] = ()
     execute: int = 5
     pretrained: bool = True
-    more_data: bool = False
+    more: str = ""
+    """Which other play is added: an option of this script that names the dataset."""
 
 
 RECIPES = {
     "default": Recipe("video pretraining, chunk of 10 by 2 queries, history 1, regression, foresight loss, swapped parts"),
     "no_pretraining": Recipe("no video pretraining", pretrained=False),
     "no_foresight": Recipe("no foresight loss, no pretraining: the control", ["policy.loss.foresight=0"], pretrained=False),
-    "abcd": Recipe("play in scene D too", more_data=True),
+    "abcd": Recipe("play in scene D too", more="scene_d"),
+    "mistakes": Recipe("a trained policy begins every task of some of the play (DAgger)", more="mistakes"),
     "no_swap": Recipe("pictures left whole", ["policy.augment.swap=0"]),
     "single_action": Recipe("one action, as published", ["policy.chunk=1", "policy.action_queries=1"], execute=1),
     "ten_queries": Recipe("one query for each action of the chunk", ["policy.action_queries=10"]),
@@ -65,7 +68,7 @@ def measure(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
     """Train and score one recipe unless that was done before; gives its row."""
     recipe, out = RECIPES[name], Path(options.out) / f"{name}-{seed}"
     out.mkdir(parents=True, exist_ok=True)
-    data = [options.data, options.more] if recipe.more_data else [options.data]
+    data = [options.data, *([getattr(options, recipe.more)] if recipe.more else [])]
     budget = f"trainer.steps={options.steps}" if options.steps else f"trainer.cpu_seconds={options.cpu_seconds:g}"
     train = [f"data.path=[{','.join(data)}]", f"data.cache={options.cache}", f"out={out / 'run'}", f"seed={seed}", budget]
     train += [f"trainer.batch_size={BATCH}", "trainer.ema=0.999", "trainer.threads=1", "trainer.picture_every=null"]
@@ -97,7 +100,8 @@ def line(row: Mapping[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="play in scenes A, B and C")
-    parser.add_argument("--more", help="play in scene D, for `abcd`")
+    parser.add_argument("--scene-d", help="play in scene D, for `abcd`")
+    parser.add_argument("--mistakes", help="play that a learner began (vla-collect learner=...), for `mistakes`")
     parser.add_argument("--pretrained", help="checkpoint of a training on video; without it none begins from one")
     parser.add_argument("--cache", default="null", help="folder for frames, as data.cache")
     parser.add_argument("--cpu-seconds", type=float, default=1200.0, help="of training, for each recipe")
@@ -108,7 +112,10 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="*", choices=RECIPES, help="only these")
     parser.add_argument("--out", default="runs/recipes")
     options = parser.parse_args()
-    names = options.recipes or [name for name, recipe in RECIPES.items() if options.more or not recipe.more_data]
+    names = options.recipes or [n for n, recipe in RECIPES.items() if not recipe.more or getattr(options, recipe.more)]
+    for name in names:
+        if RECIPES[name].more and not getattr(options, RECIPES[name].more):
+            parser.error(f"recipe {name} needs --{RECIPES[name].more.replace('_', '-')}: give the dataset.")
     wanted = [(name, seed) for seed in range(options.seeds) for name in names]
     lines = ["| recipe | what it is | seed | windows | CPU-minutes | executed | average length | foresight, static / wrist |"]
     lines.append("|---" * 8 + "|")
