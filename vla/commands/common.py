@@ -4,8 +4,8 @@
     def main(config: DictConfig) -> None: ...
 
 makes `main()` a console script which reads `conf/train.yaml` and the overrides of the command line. A mistake of the
-user (UserError, an unknown key or group, a value that is missing) is one line "error: ..." on stderr and exit status 2;
-Ctrl-C is one line and 130. Anything else is a fault of the program and keeps its traceback.
+user (UserError, an unknown key or group, a value that is missing or of the wrong kind) is one line "error: ..." on stderr
+and exit status 2; Ctrl-C is one line and 130. Anything else is a fault of the program and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -19,10 +19,14 @@ from pathlib import Path
 from typing import NoReturn
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from vla.kinds import require_kinds
 from vla.spec import UserError
 
 Main = Callable[[DictConfig], None]
@@ -36,6 +40,7 @@ def command(config_name: str) -> Callable[[Main], Callable[[], None]]:
         def told(config: DictConfig) -> None:
             # Caught inside Hydra's job, because Hydra adds lines of its own to whatever leaves it.
             try:
+                require_typed(config)
                 require_place(config.get("out"))
                 main(config)
             except Exception as error:
@@ -82,6 +87,23 @@ def explain(error: BaseException | None) -> str | None:
     if isinstance(chain[0], HydraException | OmegaConfBaseException) and not isinstance(chain[0], InstantiationException):
         return _in_one_line(str(chain[0]))
     return None
+
+
+def require_typed(config: DictConfig) -> None:
+    """Raises UserError for the first value of the command line that is not of a kind that its key takes (vla/kinds.py).
+
+    What is typed is compared with the same config without it: the same choices of groups, and no values.
+    """
+    loader, hydra_config = GlobalHydra.instance().config_loader(), HydraConfig.get()
+    choices, values = [], []
+    for override in OverridesParser.create().parse_overrides(list(hydra_config.overrides.task)):
+        group = loader.get_group_options(override.key_or_group) and not isinstance(override.value(), dict)
+        if group:
+            choices.append(str(override.input_line))
+        elif not override.is_delete():
+            values.append(override.key_or_group)
+    if values:
+        require_kinds(config, hydra.compose(hydra_config.job.config_name, choices), values)
 
 
 def require_place(out: str | None) -> None:
