@@ -106,6 +106,15 @@ def test_what_does_not_is_one_sentence(given, words):
     assert str(said.value).count("\n") == 0
 
 
+def test_a_key_that_a_group_does_not_have():
+    default = OmegaConf.create({"trainer": {"steps": 1}})
+    given = OmegaConf.create({"trainer": {"steps": 1, "stepz": 2}})
+    with pytest.raises(UserError, match=r"trainer has no key 'stepz': take one of accumulate, .*steps"):
+        require_kinds(given, default, ["trainer.stepz"])
+    given = OmegaConf.create({"trainer": {"steps": 1, "clip": 2.0}})
+    require_kinds(given, default, ["trainer.clip"])  # there is such a setting, whatever the config says of it
+
+
 def test_shown_as_it_was_typed():
     default = OmegaConf.create({"_target_": f"{__name__}.Part", "whole": 1})
     with pytest.raises(UserError, match=r"^override\.whole=x is text, but override\.whole takes"):

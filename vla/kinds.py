@@ -63,7 +63,8 @@ ABSENT = object()
 
 
 def require_kinds(given: DictConfig, default: DictConfig, keys: Iterable[str], prefix: str = "") -> None:
-    """Raises UserError for the first of `keys` (dotted) whose value in `given` is of a kind that it does not take.
+    """Raises UserError for the first of `keys` (dotted) whose value in `given` is of a kind that it does not take, or that a
+    group of READERS does not have.
 
     default: the config without what was typed. prefix: what the user typed before the keys.
     """
@@ -71,6 +72,9 @@ def require_kinds(given: DictConfig, default: DictConfig, keys: Iterable[str], p
         value, usual = _plain(given, key), _plain(default, key)
         if value is ABSENT or (type(value) is type(usual) and kind(value) in (bool, int, float, str)):
             continue  # without a look at the annotations, whose modules take their time to import
+        place, _, name = key.rpartition(".")
+        if usual is ABSENT and place in READERS and name not in (known := _options(None, place)):
+            raise UserError(f"{place} has no key {name!r}: take one of {', '.join(sorted(known))}.")
         for sentence in _misfits(prefix, key, value, usual, _hint(given, key)):
             raise UserError(sentence)
 
