@@ -113,6 +113,8 @@ def test_a_key_that_a_group_does_not_have():
         require_kinds(given, default, ["trainer.stepz"])
     given = OmegaConf.create({"trainer": {"steps": 1, "clip": 2.0}})
     require_kinds(given, default, ["trainer.clip"])  # there is such a setting, whatever the config says of it
+    given, default = (OmegaConf.create({"data": {"path": path}}) for path in ("data/abc", "???"))
+    require_kinds(given, default, ["data.path"])  # the command reads it, and not the group's reader
 
 
 def test_shown_as_it_was_typed():

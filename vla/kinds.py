@@ -73,7 +73,7 @@ def require_kinds(given: DictConfig, default: DictConfig, keys: Iterable[str], p
         if value is ABSENT or (type(value) is type(usual) and kind(value) in (bool, int, float, str)):
             continue  # without a look at the annotations, whose modules take their time to import
         place, _, name = key.rpartition(".")
-        if usual is ABSENT and place in READERS and name not in (known := _options(None, place)):
+        if place in READERS and name not in (known := {*_options(None, place), *OmegaConf.select(default, place)}):
             raise UserError(f"{place} has no key {name!r}: take one of {', '.join(sorted(known))}.")
         for sentence in _misfits(prefix, key, value, usual, _hint(given, key)):
             raise UserError(sentence)
