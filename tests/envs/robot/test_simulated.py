@@ -13,6 +13,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import conf
+from envs.playtable.kinematics import JOINT_HIGH, JOINT_LOW
+from envs.playtable.scene import ARM_JOINTS
 from envs.playtable.world import ACTION_ENTRIES, FRAME, STATE_ENTRIES
 from envs.robot.simulated import Disturbance, SimulatedPlaytable, SimulatedPlaytableConfig
 from envs.robot.simulated.wire import Wire
@@ -76,6 +78,15 @@ def test_the_config_is_the_playtable():
     spec = instantiate(config.world, _convert_="all").vla_spec
     assert (spec.state, spec.action, spec.frame) == (STATE_ENTRIES, ACTION_ENTRIES, FRAME)
     assert (spec.action_kind, spec.control_hz) == ("relative_pose", 30.0)
+
+
+def test_an_arm_that_rests_at_the_end_of_a_joint_is_not_at_fault():
+    """Targets are clipped to the joint limits; under load the arm may rest as far beyond as the joints themselves give way."""
+    config = OmegaConf.load(Path(conf.__file__).parent / "robot" / "playtable.yaml")
+    for name, low, high in zip(ARM_JOINTS, JOINT_LOW, JOINT_HIGH, strict=True):
+        least, most = config.safety.limits.state[name.replace("panda_joint", "joint_")]
+        assert least < low - 0.025
+        assert most > high + 0.025
 
 
 def test_moves_as_told_and_holds(robot):
