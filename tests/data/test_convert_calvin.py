@@ -41,7 +41,7 @@ def copy(genuine, tmp_path):
 
 def convert(path, out, **options):
     with initialize_config_module("conf", version_base="1.3"):
-        config = compose("convert", ["source=calvin", f"path={path}", f"out={out}", "workers=1", "cut=80"])
+        config = compose("convert", ["source=calvin", f"path={path}", f"out={out}", "workers=1", "cut=40"])
     try:
         return instantiate(OmegaConf.merge(config, options), _convert_="all")
     except InstantiationException as error:  # Hydra's coat around what the converter raised

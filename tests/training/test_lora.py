@@ -179,7 +179,7 @@ def test_mistakes_are_told_in_one_sentence(monkeypatch, capsys):
     mistakes = {
         (): r"init_from is null: add init_from=<checkpoint>",
         ("init_from=gr1", "adapter.rank=0"): r"adapter\.rank is 0",
-        ("init_from=gr1", "adapter.rank=1.5"): r"adapter\.rank is 1\.5",
+        ("init_from=gr1", "adapter.rank=1.5"): r"adapter\.rank=1\.5 is a number",
         ("init_from=gr1", "adapter.alpha=0"): r"adapter\.alpha is 0",
         ("init_from=gr1", "adapter.dropout=1"): r"adapter\.dropout is 1",
         ("init_from=gr1", "adapter.layers=qkv"): r"adapter\.layers is 'qkv'",

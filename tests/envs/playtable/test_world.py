@@ -145,7 +145,7 @@ def motion(world, action, steps):
 
 
 def test_tracking_is_calvins(worlds):
-    """CALVIN's own figures, at full speed (0.02 m a step); the tenth step comes near the arm's reach, where Bullet falls behind."""
+    """CALVIN's own figures at full speed (0.02 m a step); the tenth is near the arm's reach, where Bullet falls behind."""
     world = worlds["D"]
     start(world)
     x = motion(world, [1, 0, 0, 0, 0, 0, 1], 10)[:, 0]
