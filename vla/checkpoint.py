@@ -42,14 +42,18 @@ class Checkpoint(NamedTuple):
     training: dict[str, Any]
 
     def tensors(self, name: str = "model") -> dict[str, Tensor]:
-        """The tensors of `<name>.safetensors`; raises UserError if the file is missing or cut short."""
+        """The tensors of `<name>.safetensors`; raises UserError if the file is missing or cut short, or a value is not finite."""
         path = self.folder / f"{name}.safetensors"
         if not path.is_file():
             raise UserError(f"checkpoint {str(self.folder)!r} has no {path.name}: give a complete checkpoint folder.")
         try:
-            return load_file(path)
+            tensors = load_file(path)
         except SafetensorError as error:
             raise UserError(f"{str(path)!r} cannot be read ({error}): the file is damaged, copy or train it again.") from error
+        for tensor_name, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise UserError(f"{tensor_name} of {str(path)!r} holds a value that is not finite: use an earlier checkpoint.")
+        return tensors
 
 
 def build_policy(config: Mapping[str, Any] | DictConfig, spec: Spec, statistics: Mapping[str, Any] | None = None) -> Any:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
 from small_gr1 import SPEC, VIDEO, config, observation, policy
 
 from vla.checkpoint import build_policy, load_matching, load_policy, read_checkpoint, save_checkpoint
@@ -77,6 +78,10 @@ def damage(folder, what):
     elif what == "truncated":
         data = (folder / "model.safetensors").read_bytes()
         (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+    elif what == "not a number":
+        tensors = load_file(folder / "model.safetensors")
+        tensors["head.arm.weight"][0, 0] = float("nan")
+        save_file(tensors, folder / "model.safetensors")
     elif what == "spec":
         (folder / "spec.json").write_text("{}")
     elif what == "list":
@@ -99,6 +104,7 @@ def damage(folder, what):
         ("inner target", "inner _target_ 'os.getcwd'"),
         ("unknown target", "'policies.gr9.Policy' does not exist"),
         ("truncated", "model.safetensors' cannot be read"),
+        ("not a number", "head.arm.weight of .* holds a value that is not finite"),
         ("spec", "spec schema is None"),
         ("json", "cannot be read"),
         ("list", "cannot be read"),
