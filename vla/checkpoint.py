@@ -42,7 +42,7 @@ class Checkpoint(NamedTuple):
     training: dict[str, Any]
 
     def tensors(self, name: str = "model") -> dict[str, Tensor]:
-        """The tensors of `<name>.safetensors`; raises UserError if the file is missing or cut short, or a value is not finite."""
+        """The tensors of `<name>.safetensors`; UserError if the file is missing or cut short or a value is not finite."""
         path = self.folder / f"{name}.safetensors"
         if not path.is_file():
             raise UserError(f"checkpoint {str(self.folder)!r} has no {path.name}: give a complete checkpoint folder.")
