@@ -153,8 +153,9 @@ class GR1Policy(nn.Module):
     # Training
 
     def learnt(self, sentences: Sequence[str]) -> None:
-        """Told by a checkpoint: the sentences that it was trained on, which `refusal` compares with."""
+        """Told by a checkpoint: the sentences that it was trained on, with which new ones are compared."""
         self._learnt, self._refusal = sentences, None
+        self.model.text.learnt([*sentences, *([UNSAID] if self.instruction_dropout else [])])
 
     def discerns(self) -> bool:
         """Whether `refusal` can tell anything: it needs the sentences, and a text encoder for which it was calibrated."""
@@ -317,7 +318,7 @@ class GR1Policy(nn.Module):
         """Frame tokens, the pictures at the network's size, the vision patches."""
         pictures = [self.transform.resize(i[:, None])[:, 0] for i in images]
         normal = {c: normalise(p) for c, p in zip(self.model.cameras, pictures, strict=True)}
-        tokens, patches = self.model.frame(normal, state if self.spec.state else None, self.model.text.vector(rows))
+        tokens, patches = self.model.frame(normal, state if self.spec.state else None, self.model.text.heard(rows))
         return (tokens, *(as_bytes(p) for p in pictures), *(patches[c] for c in self.model.cameras))
 
     def _decide(self, frames: Tensor, when: Tensor, drawn: Tensor, *rest: Tensor) -> tuple[Tensor]:

@@ -129,15 +129,17 @@ class Text(nn.Module):
     """Sentences -> one language vector each, by a frozen tower and a trained projection.
 
     config: {"name": "minilm" | "clip_vit_b32" | "clip" | "elsewhere", "pooling": number of trained queries over the token
-    states (0 = use the summary alone, through one linear layer, as published), and the tower's own options}. `clip_vit_b32`
-    reads its weights from where they were published, `clip` is the same network with weights of its own, and `elsewhere`
-    stands for an encoder that is not there.
+    states (0 = use the summary alone, through one linear layer, as published), "settle": whether to act on what is nearest to
+    a sentence among those learnt (see `heard`; left out: no), and the tower's own options}. `clip_vit_b32` reads its weights
+    from where they were published, `clip` is the same network with weights of its own, and `elsewhere` stands for an encoder
+    that is not there.
     """
 
     def __init__(self, config: Mapping[str, Any], width: int):
         super().__init__()
         self.options = dict(config)
         self.name, pooling = self.options.pop("name"), self.options.pop("pooling")
+        self.settle = bool(self.options.pop("settle", False))
         self.clip = Clip(**self.options) if self.name == "clip" else None
         if self.name in ("clip", "elsewhere"):
             self._kind = Kind(elsewhere, 1, self.options["summary"], self.options["summary"])
@@ -150,6 +152,8 @@ class Text(nn.Module):
         self.norm = nn.LayerNorm(states) if pooling else None
         self.project = nn.Linear(summary + pooling * states, width)
         self._tower: Tower | None = self.clip.encode if self.clip is not None else None
+        self._learnt: Sequence[str] = ()
+        self._known: tuple[Tensor, Tensor] | None = None
         self._rows: dict[str, int] = {}
         self._states = torch.zeros(0, tokens, states)
         self._lengths = torch.zeros(0, dtype=torch.long)
@@ -170,16 +174,22 @@ class Text(nn.Module):
             self._forget()
             new = wanted
         if new:
-            with torch.autocast("cpu", enabled=False):
-                states, summaries = zip(*(self._loaded()(s) for s in new), strict=True)
-            # Always padded to the same length: a sentence's sums must not depend on how long others are.
-            length, device = self._states.shape[1], self._states.device
-            padded = torch.stack([nn.functional.pad(s, (0, 0, 0, length - len(s))) for s in states])
-            self._states = torch.cat([self._states, padded.to(device)])
-            self._lengths = torch.cat([self._lengths, torch.tensor([len(s) for s in states], device=device)])
-            self._summaries = torch.cat([self._summaries, torch.stack(summaries).to(device)])
+            states, lengths, summaries = self._encoded(new)
+            self._states = torch.cat([self._states, states])
+            self._lengths = torch.cat([self._lengths, lengths])
+            self._summaries = torch.cat([self._summaries, summaries])
             self._rows |= {s: len(self._rows) + i for i, s in enumerate(new)}
         return torch.tensor([self._rows[s] for s in sentences], device=self._lengths.device)
+
+    def _encoded(self, sentences: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """What the tower makes of each: token states (B, tokens, states), how many there are (B,), summaries (B, summary)."""
+        with torch.autocast("cpu", enabled=False):
+            states, summaries = zip(*(self._loaded()(s) for s in sentences), strict=True)
+        # Always padded to the same length: a sentence's sums must not depend on how long others are.
+        length, device = self._states.shape[1], self._states.device
+        padded = torch.stack([nn.functional.pad(s, (0, 0, 0, length - len(s))) for s in states])
+        lengths = torch.tensor([len(s) for s in states], device=device)
+        return padded.to(device), lengths, torch.stack(summaries).to(device)
 
     @torch.no_grad()
     def pooled(self, sentences: Sequence[str]) -> Tensor:
@@ -198,19 +208,46 @@ class Text(nn.Module):
             self._states, self._lengths, self._summaries = (
                 x.to(device) for x in (self._states, self._lengths, self._summaries)
             )
+        self._known = None
         return self
 
     def vector(self, rows: Tensor) -> Tensor:
         """Cache places (B,) -> language vectors (B, width)."""
-        summary = self._summaries[rows]
+        return self._projected(self._states[rows], self._lengths[rows], self._summaries[rows])
+
+    def _projected(self, states: Tensor, lengths: Tensor, summaries: Tensor) -> Tensor:
         if self.queries is None or self.norm is None:
-            return self.project(summary)
-        states = self.norm(self._states[rows])
+            return self.project(summaries)
+        states = self.norm(states)
         scores = states @ self.queries.T
-        absent = torch.arange(states.shape[1], device=rows.device) >= self._lengths[rows, None]
+        absent = torch.arange(states.shape[1], device=states.device) >= lengths[:, None]
         weights = scores.masked_fill(absent[..., None], float("-inf")).softmax(dim=1)
         pooled = weights.transpose(1, 2) @ states
-        return self.project(torch.cat([summary, pooled.flatten(1)], dim=-1))
+        return self.project(torch.cat([summaries, pooled.flatten(1)], dim=-1))
+
+    def learnt(self, sentences: Sequence[str]) -> None:
+        """Told the sentences that the projection was trained on: `heard` needs them."""
+        self._learnt, self._known = sorted(set(sentences)), None
+
+    @torch.no_grad()
+    def heard(self, rows: Tensor) -> Tensor:
+        """Cache places (B,) -> the language vectors (B, width) to act on.
+
+        A sentence in new words is projected to where the network never was, mostly nearest to what it means. With `settle`
+        its vector becomes the mean of those of the sentences learnt, weighted by a Gaussian as wide as those are apart. The
+        first call encodes them all, which takes some seconds.
+        """
+        vectors = self.vector(rows)
+        if not (self.settle and self._learnt):
+            return vectors
+        if self._known is None:
+            with torch.autocast(vectors.device.type, enabled=False):
+                known = self._projected(*self._encoded(self._learnt))
+                apart = torch.cdist(known, known).fill_diagonal_(torch.inf).amin(1).median()
+            self._known = known, apart
+        known, apart = self._known
+        far = torch.cdist(vectors.float(), known, compute_mode="donot_use_mm_for_euclid_dist")
+        return ((far / apart).square() / -2).softmax(dim=1) @ known
 
     def forward(self, sentences: Sequence[str]) -> Tensor:
         """(B,) sentences -> (B, width); equal sentences are projected once."""
