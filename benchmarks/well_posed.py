@@ -48,8 +48,9 @@ GOAL = 80.0
 ENOUGH, CHECK_STARTS = 92.5, 10
 """It learns no more if it solves so many per cent of the check's starts, of which there are so many in each scene. Above the
 goal, as forty trials may flatter by some per cent."""
-GRIP = 3.0
-"""The network's last output times this are the logarithmic odds of open, by which the gripper bit is drawn."""
+GRIP, SURER = 3.0, 3.0
+"""The network's last output times the first are the logarithmic odds of open. The gripper bit is drawn with these times the
+second: often enough to get over a doubt, so seldom otherwise that a block is carried to its goal."""
 ORDERS = np.array([[L.LAYOUTS[s].block_order.index(color) for color in L.BLOCK_NAMES] for s in L.SCENES])
 LENGTHS = np.array([[L.LAYOUTS[s].block_size(color)[0] for color in L.BLOCK_NAMES] for s in L.SCENES])
 LONG = np.minimum((LENGTHS - 0.04) / 0.016, 1.0)
@@ -67,28 +68,36 @@ CABINETS = np.array([s.cabinet_x for s in L.LAYOUTS.values()])
 
 
 def features(observation: Observation) -> np.ndarray:
-    """The true state as (N, F) numbers of about unit size: hand, controls and blocks red, blue, pink as the hand sees them, and
-    blocks as the door and the cabinet see them."""
+    """The true state as (N, F) numbers of about unit size: the hand, the controls as the hand sees them, and blocks, once by
+    colour (red, blue, pink) and once by nearness to the hand, as the hand, door, cabinet and the nearest block see them."""
     robot, scene, kind = observation[STATE], observation[ENVIRONMENT_STATE], observation[SCENE]
     rows = np.arange(len(robot))[:, None]
     blocks = scene[:, 6:].reshape(-1, 3, 6)[rows, ORDERS[kind]]
-    offset = blocks[..., :3] - robot[:, None, :3]
-    angles, long = (blocks[..., 5] - robot[:, 5:6], blocks[..., 5]), LONG[kind]
-    halves = [f(2 * angle) for angle in angles for f in (np.sin, np.cos)]
-    quarters = [f(4 * angle) for angle in angles for f in (np.sin, np.cos)]
+    away = blocks[..., :3] - robot[:, None, :3]
+    order = np.argsort(np.linalg.norm(away, axis=-1), axis=1)
     controls = CONTROLS[kind] + WAYS * scene[:, :4, None]
-    away = controls - robot[:, None, :3]
-    indoors = np.stack([blocks[..., 0] - controls[:, :1, 0], blocks[..., 0] - CABINETS[kind][:, None]])
+    reach = controls - robot[:, None, :3]
     parts = [
         *(5 * robot[:, :3], np.sin(robot[:, 3:6]), np.cos(robot[:, 3:6]), 25 * robot[:, 6:7], robot[:, 14:15]),
-        *(10 * scene[:, :4], scene[:, 4:6], np.eye(4)[kind], 25 * LENGTHS[kind]),
-        *(5 * blocks[..., :3], 5 * offset, np.tanh(50 * offset), np.sin(blocks[..., 3:]), np.cos(blocks[..., 3:])),
-        *halves,
-        *quarters,
-        *(long * half for half in halves),
-        *((1 - long) * quarter for quarter in quarters),
-        *(5 * away, np.tanh(50 * away), *(5 * indoors), *np.tanh(25 * indoors)),
+        *(10 * scene[:, :4], scene[:, 4:6], np.eye(4)[kind], 5 * reach, np.tanh(50 * reach)),
     ]
+    for which in (np.broadcast_to(np.arange(3), order.shape), order):
+        block, offset, length, long = (
+            blocks[rows, which],
+            away[rows, which],
+            LENGTHS[kind][rows, which],
+            LONG[kind][rows, which],
+        )
+        angles = (block[..., 5], block[..., 5] - robot[:, 5:6])
+        halves = [f(2 * angle) for angle in angles for f in (np.sin, np.cos)]
+        quarters = [f(4 * angle) for angle in angles for f in (np.sin, np.cos)]
+        indoors = np.stack([block[..., 0] - controls[:, :1, 0], block[..., 0] - CABINETS[kind][:, None]])
+        apart = block[:, 1:, :3] - block[:, :1, :3]
+        parts += [
+            *(25 * length, 5 * block[..., :3], np.sin(block[..., 3:]), np.cos(block[..., 3:])),
+            *(5 * offset, np.tanh(50 * offset), 5 * apart, np.tanh(50 * apart), *(5 * indoors), *np.tanh(25 * indoors)),
+            *(*halves, *quarters, *(long * half for half in halves), *((1 - long) * quarter for quarter in quarters)),
+        ]
     return np.concatenate([np.reshape(part, (len(robot), -1)) for part in parts], axis=1).astype(np.float32)
 
 
@@ -123,7 +132,7 @@ class Student:
         with torch.no_grad():
             told = self.net(torch.from_numpy(seen)).numpy()
         own = told.clip(-1, 1)
-        own[:, 6] = np.where(self.rng.random(len(own)) < 1 / (1 + np.exp(-GRIP * told[:, 6])), 1, -1)
+        own[:, 6] = np.where(SURER * GRIP * told[:, 6] > self.rng.logistic(size=len(own)), 1, -1)
         if self.teach:
             taught = answer.copy()
             bent = self.rng.random(len(answer)) < 0.3

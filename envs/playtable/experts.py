@@ -22,6 +22,7 @@ from envs.playtable.hand import (
     INTO_CABINET,
     LEAN,
     OPEN,
+    PALM,
     BlockView,
     Move,
     View,
@@ -43,6 +44,8 @@ from vla.spec import ENVIRONMENT_STATE, STATE, TASK, Spec
 SLOPE = np.array([0.0, np.cos(L.SLOPE_ANGLE), np.sin(L.SLOPE_ANGLE)])
 NORMAL = np.array([0.0, -np.sin(L.SLOPE_ANGLE), np.cos(L.SLOPE_ANGLE)])
 """Directions along the cabinet's slanted front, upwards, and out of it."""
+ROOM = 0.075
+"""Between the middles of blocks that stand beside one another, metres."""
 
 
 def lift(view: View, color: str) -> Move:
@@ -178,11 +181,12 @@ def place_in_slider(view: View) -> Move:
     left = (s.cabinet[0] + FINGER, door - FINGER)
     right = (door + L.DOOR_WIDTH + FINGER, s.cabinet[1] - FINGER)
     low, high = max(left, right, key=lambda opening: opening[1] - opening[0])
-    x = _free_place(
-        np.array([(low + high) / 2, low, high]), [b for c, b in view.blocks.items() if c != color and in_cabinet(b)]
-    )
+    standing = [b for c, b in view.blocks.items() if c != color and in_cabinet(b)]
+    block = view.blocks[color].position
+    inset = min(PALM - FINGER, (high - low) / 2) * (block[1] < 0)  # once it is inside, it may stay where it is
+    x = _free_place(block[0], low, high, standing, inset)
     goal = np.array([x, 0.085, L.PLANK_TOP + view.blocks[color].height / 2])
-    return _carry(view, color, goal, 0.02, lean(view, goal), _upright_yaw(view), INTO_CABINET)
+    return _carry(view, color, goal, 0.02, lean(view, goal), _upright_yaw(view), INTO_CABINET, near=0.025)
 
 
 def place_in_drawer(view: View) -> Move:
@@ -194,15 +198,25 @@ def place_in_drawer(view: View) -> Move:
     if move:
         return move
     lying = [b for c, b in view.blocks.items() if c != color and b.position[2] < L.TABLE_TOP - 0.02]
-    x = _free_place(s.drawer_x + np.array([0.0, -0.11, 0.11]), lying)
+    x = _free_place(view.blocks[color].position[0], s.drawer_x - 0.11, s.drawer_x + 0.11, lying)
     goal = np.array([x, -0.169 - view.drawer / 2, L.DRAWER_FLOOR + view.blocks[color].height / 2 + 0.02])
     return _carry(view, color, goal, 0.03, LEAN, _upright_yaw(view), BESIDE_TABLE)
 
 
-def _free_place(places: np.ndarray, others: Sequence[BlockView]) -> float:
-    """The first of some x that is clear of other blocks, or the clearest."""
-    clear = [min((abs(x - b.position[0]) for b in others), default=1.0) for x in places]
-    return float(places[0] if clear[0] > 0.075 else places[int(np.argmax(clear))])
+def _free_place(wish: float, low: float, high: float, others: Sequence[BlockView], inset: float = 0.0) -> float:
+    """The x between low and high that is nearest to `wish` and clear of other blocks, or the clearest; as far as there is room
+    by `inset` away from both ends.
+
+    Wherever a block is carried its goal is near and moves with it, so that who copies this need not choose between places.
+    """
+    stood = [float(b.position[0]) for b in others]
+    for margin in (inset, 0.0):
+        first, last = low + margin, high - margin
+        places = np.clip([wish, first, last, *(x + side for x in stood for side in (-ROOM, ROOM))], first, last)
+        room = np.array([min((abs(x - other) for other in stood), default=ROOM) for x in places])
+        if room.max() >= ROOM - 1e-6:
+            break
+    return float(min(places[room >= min(ROOM, room.max()) - 1e-6], key=lambda x: abs(x - wish)))
 
 
 def _upright_yaw(view: View) -> float:

@@ -29,9 +29,9 @@ LANE = -0.07
 """Nothing of the cabinet's front reaches out to this y."""
 FINGER_AT, FINGER_RADIUS = 0.051, 0.018
 """How far the middle of an open finger is from the TCP, and what it takes around it."""
-PALM, FINGER = 0.105, 0.065
+PALM, FINGER, EASE = 0.105, 0.065, 0.04
 """Half of what the palm and the open fingers take along x: nearer than PALM to a side of the cabinet's opening the hand leans
-deeper, nearer than FINGER it does not get in."""
+deeper, by and by over EASE metres, nearer than FINGER it does not get in."""
 ABOVE = np.array([0.0, 0.0, 0.065])
 BESIDE_TABLE = np.array([0.0, 0.0, 0.15])
 INTO_CABINET = np.array([0.0, -0.10, 0.08])
@@ -249,8 +249,9 @@ def lean(view: View, position: np.ndarray) -> float:
     if position[1] < -0.08 and not beside_lever:
         return 0.0
     door = view.layout.door_left - view.slider
-    sides = np.array([*view.layout.cabinet, door, door + L.DOOR_WIDTH])
-    return DEEP_LEAN if position[1] > 0.02 and np.abs(sides - position[0]).min() < PALM else LEAN
+    beside = np.abs(np.array([*view.layout.cabinet, door, door + L.DOOR_WIDTH]) - position[0]).min()
+    narrow = np.clip(1 + (PALM - beside) / EASE, 0.0, 1.0) if position[1] > 0.02 else 0.0
+    return float(LEAN + (DEEP_LEAN - LEAN) * narrow)
 
 
 def grasp(view: View, color: str, preferred: float = FORWARD) -> Move | None:
