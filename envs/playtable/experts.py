@@ -186,7 +186,7 @@ def place_in_slider(view: View) -> Move:
     inset = min(PALM - FINGER, (high - low) / 2) * (block[1] < 0)  # once it is inside, it may stay where it is
     x = _free_place(block[0], low, high, standing, inset)
     goal = np.array([x, 0.085, L.PLANK_TOP + view.blocks[color].height / 2])
-    return _carry(view, color, goal, 0.02, lean(view, goal), _upright_yaw(view), INTO_CABINET, near=0.025)
+    return _carry(view, color, goal, 0.03, lean(view, goal), _upright_yaw(view), INTO_CABINET, near=0.025)
 
 
 def place_in_drawer(view: View) -> Move:
