@@ -121,6 +121,8 @@ class Kind(NamedTuple):
 TOWERS = {"minilm": Kind(minilm, LIMIT, 384, 768), "clip_vit_b32": Kind(clip_vit_b32, 1, 512, 512)}
 
 
+NEAR = 2.0
+"""Times what sentences learnt are apart from the nearest other, by median."""
 REMEMBERED = 1000
 """Sentences in the cache while acting, about 50 MB of MiniLM's states."""
 
@@ -234,8 +236,8 @@ class Text(nn.Module):
         """Cache places (B,) -> the language vectors (B, width) to act on.
 
         A sentence in new words is projected to where the network never was, mostly nearest to what it means. With `settle`
-        its vector becomes the mean of those of the sentences learnt, weighted by a Gaussian as wide as those are apart. The
-        first call encodes them all, which takes some seconds.
+        its vector becomes the mean of those of the sentences learnt, weighted by a Gaussian as wide as those are apart; one
+        that is NEAR to any of them stays as it is. The first call encodes them all, which takes some seconds.
         """
         vectors = self.vector(rows)
         if not (self.settle and self._learnt):
@@ -246,8 +248,9 @@ class Text(nn.Module):
                 apart = torch.cdist(known, known).fill_diagonal_(torch.inf).amin(1).median()
             self._known = known, apart
         known, apart = self._known
-        far = torch.cdist(vectors.float(), known, compute_mode="donot_use_mm_for_euclid_dist")
-        return ((far / apart).square() / -2).softmax(dim=1) @ known
+        far = torch.cdist(vectors.float(), known, compute_mode="donot_use_mm_for_euclid_dist") / apart
+        settled = (far.square() / -2).softmax(dim=1) @ known
+        return torch.where(far.amin(1, keepdim=True) < NEAR, vectors, settled.to(vectors.dtype))
 
     def forward(self, sentences: Sequence[str]) -> Tensor:
         """(B,) sentences -> (B, width); equal sentences are projected once."""

@@ -107,6 +107,8 @@ def test_only_matrices_move_and_the_checkpoint_is_an_ordinary_one(name, capsys):
     assert {k for k in after if not torch.equal(after[k], begin[k])} == layers
     loaded, observation = load_policy("run/last"), small_gr1.observation(3)
     trainer.policy.eval()
+    if hasattr(trainer.policy, "learnt"):
+        trainer.policy.learnt(checkpoint.training["instructions"])  # as whoever loads the checkpoint tells it
     with trainer.ema.applied():
         adapted, _ = trainer.policy.act(observation, trainer.policy.begin(range(3)))
     actions, _ = loaded.act(observation, loaded.begin(range(3)))

@@ -8,6 +8,8 @@ from small_gr1 import SENTENCES, config, observation, policy
 from vla.checkpoint import load_policy, save_checkpoint
 
 STRANGE = "kindly shove the crimson brick leftwards"
+KNOWN = tuple(f"{sentence}{end}" for sentence in SENTENCES for end in ("", " please", " now", ", please"))
+"""Alike by fours, as the sentences of a task are to a trained projection."""
 
 
 def settling(settle: bool):
@@ -20,22 +22,20 @@ def heard(net, *sentences):
 
 def test_a_known_sentence_stays_and_a_strange_one_comes_to_its_nearest():
     text = policy(**settling(True)).eval().model.text
-    plain = text(SENTENCES).detach()
-    strange = text([STRANGE]).detach()
-    text.learnt(SENTENCES)
+    plain, strange = text(KNOWN).detach(), text([STRANGE]).detach()
+    text.learnt(KNOWN)
     apart = torch.cdist(plain, plain).fill_diagonal_(torch.inf).amin(1).median()
-    assert (text.heard(text.rows(SENTENCES)) - plain).norm(dim=1).max() < 2 * apart
+    assert torch.cdist(strange, plain).min() > 2 * apart
+    assert torch.equal(text.heard(text.rows(KNOWN)), plain)
     settled = text.heard(text.rows([STRANGE]))
     assert torch.cdist(settled, plain).argmin() == torch.cdist(strange, plain).argmin()
-    assert torch.cdist(settled, plain).min() < 0.9 * torch.cdist(strange, plain).min()
-    # It is a mean of the known ones: nothing of it lies outside what they span.
-    weights = torch.linalg.lstsq((plain - plain[0])[1:].T, (settled - plain[0]).T).solution.flatten()
-    torch.testing.assert_close(weights @ (plain - plain[0])[1:], (settled - plain[0])[0], atol=1e-4, rtol=1e-3)
-    assert weights.min() > -1e-4
-    assert weights.sum() < 1 + 1e-4
+    assert torch.cdist(settled, plain).min() < apart
+    # It is a mean of the known ones: no entry lies outside theirs.
+    assert (settled >= plain.amin(0) - 1e-5).all()
+    assert (settled <= plain.amax(0) + 1e-5).all()
 
 
-@pytest.mark.parametrize("sentences", [SENTENCES, ()])
+@pytest.mark.parametrize("sentences", [KNOWN, ()])
 def test_nothing_moves_without_the_switch_or_without_known_sentences(sentences):
     net = policy(**settling(not sentences)).eval()
     net.learnt(sentences)
@@ -46,7 +46,7 @@ def test_training_is_untouched():
     losses = []
     for settle in (False, True):
         net = policy(seed=4, **settling(settle))
-        net.learnt(SENTENCES)
+        net.learnt(KNOWN)
         losses.append(net.model.text([STRANGE]))
     assert torch.equal(*losses)
 
@@ -54,14 +54,13 @@ def test_training_is_untouched():
 def test_no_instruction_stays_no_instruction_for_a_policy_that_was_trained_without():
     net = policy(instruction_dropout=0.1, guidance=2.0, **settling(True)).eval()
     plain = net.model.text([""])
-    net.learnt(SENTENCES)
-    away = torch.cdist(heard(net, ""), plain).item()
-    assert away < torch.cdist(heard(net, ""), net.model.text(SENTENCES)).min()
+    net.learnt(KNOWN)
+    assert torch.equal(heard(net, ""), plain)
 
 
 def test_a_loaded_policy_settles_and_does_not_depend_on_its_neighbours(tmp_path):
     net = policy(**settling(True))
-    save_checkpoint(tmp_path / "a", net, config(**settling(True)), {"instructions": list(SENTENCES)})
+    save_checkpoint(tmp_path / "a", net, config(**settling(True)), {"instructions": list(KNOWN)})
     loaded, unsettled = load_policy(tmp_path / "a"), load_policy(tmp_path / "a", **settling(False))
     frame = observation(3, 0) | {"task": [STRANGE, SENTENCES[0], STRANGE]}
     alone = {name: value[:1] for name, value in frame.items()}
