@@ -50,9 +50,8 @@ class Checkpoint(NamedTuple):
             tensors = load_file(path)
         except SafetensorError as error:
             raise UserError(f"{str(path)!r} cannot be read ({error}): the file is damaged, copy or train it again.") from error
-        for tensor_name, tensor in tensors.items():
-            if not torch.isfinite(tensor).all():
-                raise UserError(f"{tensor_name} of {str(path)!r} holds a value that is not finite: use an earlier checkpoint.")
+        if bad := [tensor for tensor, values in tensors.items() if not values.isfinite().all()]:
+            raise UserError(f"{str(path)!r}: {bad[0]} ({len(bad)} in all) is not finite: use an earlier checkpoint.")
         return tensors
 
 
