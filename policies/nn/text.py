@@ -156,13 +156,14 @@ class Text(nn.Module):
         self._tower: Tower | None = self.clip.encode if self.clip is not None else None
         self._learnt: Sequence[str] = ()
         self._known: tuple[Tensor, Tensor] | None = None
+        self._settled: list[tuple[Tensor, Tensor]] = []
         self._rows: dict[str, int] = {}
         self._states = torch.zeros(0, tokens, states)
         self._lengths = torch.zeros(0, dtype=torch.long)
         self._summaries = torch.zeros(0, summary)
 
     def _forget(self) -> None:
-        self._rows = {}
+        self._rows, self._settled = {}, []
         self._states, self._lengths, self._summaries = self._states[:0], self._lengths[:0], self._summaries[:0]
 
     @cast(Any, torch.compiler.disable)
@@ -210,7 +211,7 @@ class Text(nn.Module):
             self._states, self._lengths, self._summaries = (
                 x.to(device) for x in (self._states, self._lengths, self._summaries)
             )
-        self._known = None
+        self._known, self._settled = None, []
         return self
 
     def vector(self, rows: Tensor) -> Tensor:
@@ -228,8 +229,8 @@ class Text(nn.Module):
         return self.project(torch.cat([summaries, pooled.flatten(1)], dim=-1))
 
     def learnt(self, sentences: Sequence[str]) -> None:
-        """Told the sentences that the projection was trained on: `heard` needs them."""
-        self._learnt, self._known = sorted(set(sentences)), None
+        """Told the sentences that the projection was trained on, once it is: `heard` needs them."""
+        self._learnt, self._known, self._settled = sorted(set(sentences)), None, []
 
     @torch.no_grad()
     def heard(self, rows: Tensor) -> Tensor:
@@ -242,15 +243,20 @@ class Text(nn.Module):
         vectors = self.vector(rows)
         if not (self.settle and self._learnt):
             return vectors
-        if self._known is None:
-            with torch.autocast(vectors.device.type, enabled=False):
+        while len(self._settled) < len(self._rows):  # once for a sentence, not at every control step
+            self._settled.append(self._settle(len(self._settled)))
+        settled, strange = zip(*(self._settled[row] for row in rows.tolist()), strict=True)
+        return torch.where(torch.stack(strange)[:, None], torch.stack(settled).to(vectors.dtype), vectors)
+
+    def _settle(self, row: int) -> tuple[Tensor, Tensor]:
+        """The mean (width,) of what is known around the sentence at a cache place, and whether it is far from all of it."""
+        with torch.autocast(self._lengths.device.type, enabled=False):
+            if self._known is None:
                 known = self._projected(*self._encoded(self._learnt))
-                apart = torch.cdist(known, known).fill_diagonal_(torch.inf).amin(1).median()
-            self._known = known, apart
-        known, apart = self._known
-        far = torch.cdist(vectors.float(), known, compute_mode="donot_use_mm_for_euclid_dist") / apart
-        settled = (far.square() / -2).softmax(dim=1) @ known
-        return torch.where(far.amin(1, keepdim=True) < NEAR, vectors, settled.to(vectors.dtype))
+                self._known = known, torch.cdist(known, known).fill_diagonal_(torch.inf).amin(1).median()
+            known, apart = self._known
+            far = (self.vector(torch.tensor([row], device=self._lengths.device)) - known).norm(dim=1) / apart
+            return (far.square() / -2).softmax(dim=0) @ known, far.min() >= NEAR
 
     def forward(self, sentences: Sequence[str]) -> Tensor:
         """(B,) sentences -> (B, width); equal sentences are projected once."""
