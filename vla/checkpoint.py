@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -184,14 +184,21 @@ class Matched(NamedTuple):
     unused: list[str]
 
 
-def load_matching(policy: nn.Module, folder: str | Path, say: Any = print) -> Matched:
+def load_matching(policy: nn.Module, folder: str | Path, say: Any = print, parts: Sequence[str] | None = None) -> Matched:
     """Start `policy` from the weights of another checkpoint (video pre-training, say) and report with `say` what matched.
 
     A name that both have must have one shape, else UserError. Parts that the checkpoint lacks may start from a sibling that
     the policy names in `aliases` (prefix -> prefix in the checkpoint); all others stay new. Normalisation statistics
-    (buffers) always stay the policy's own. Raises UserError if nothing matches.
+    (buffers) always stay the policy's own. `parts` (["model.decoder"], say) are all that is taken, the rest stays new.
+    Raises UserError if nothing matches, or no name of the checkpoint lies in one of `parts`.
     """
     tensors = read_checkpoint(folder).tensors()
+    if parts is not None:
+        taken = {part: {name: tensors[name] for name in tensors if f"{name}.".startswith(f"{part}.")} for part in parts}
+        if missing := [part for part, found in taken.items() if not found]:
+            there = sorted({".".join(name.split(".")[:2]) for name in tensors})
+            raise UserError(f"{str(folder)!r} has no part {missing[0]!r}: choose init_parts from {', '.join(there)}.")
+        tensors = {name: tensor for found in taken.values() for name, tensor in found.items()}
     own = dict(policy.named_parameters())
     _refuse_other_shapes(own, tensors, folder)
     sources = {name: name for name in own if name in tensors}

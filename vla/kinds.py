@@ -38,6 +38,7 @@ ALSO: dict[str, Any] = {
     "replay.path": str | None,
     "checkpoint": str | None,
     "init_from": str | None,
+    "init_parts": list[str] | None,
     "merge": list[str] | None,
     "instructions": list[str],
     "title": str | None,

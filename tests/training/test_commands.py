@@ -158,6 +158,8 @@ def test_mistakes_are_one_sentence_and_leave_nothing(call, robot, video, tmp_pat
         (data, "out=a", "trainer.speed=9"): "no key 'trainer.speed'",
         (data, "out=a", "init_from=nowhere"): "nowhere",
         (data, "out=a", "init_from=run/last", "policy.width=64"): "has shape",
+        (data, "out=a", "init_from=run/last", "init_parts=[model.eyes]"): "has no part 'model.eyes': choose init_parts from",
+        (data, "out=a", "init_parts=[model.decoder]"): "give init_from",
         (f"data.path={joints}", "out=a", "init_from=run/last"): "action_kind is 'relative_pose'",
         (data, "out=run", "policy.width=64"): "policy.width was 32",
         (data, "out=run", "seed=1"): "seed was 0",

@@ -20,7 +20,7 @@ CONFIG = "config.json"
 FREE = (
     "out",
     *(f"data.{key}" for key in ("path", "mode", "memory_gb", "threads", "device")),  # the data's fingerprint is compared
-    "init_from",  # read only at the first start
+    "init_from", "init_parts",  # read only at the first start
     *(
         f"trainer.{key}"
         for key in (

@@ -42,6 +42,8 @@ def build(config: DictConfig, actions: bool) -> Trainer:
     spec = dataset.spec if actions else replace(dataset.spec, state=(), action=(), environment_state=())
     if actions and not spec.action:
         raise UserError(f"dataset {dataset.path} has no actions: pretrain on it with vla-pretrain.")
+    if plain.get("init_parts") is not None and (plain["init_from"] is None or plain.get("adapter")):
+        raise UserError("init_parts says what to take of init_from for a new policy: give init_from, and no adapter.")
     set_seed(plain["seed"])
     adapter = instantiate(plain["adapter"]) if plain.get("adapter") else None
     policy = _adapted(adapter, plain, out, spec, dataset, say) if adapter else _policy(plain, out, spec, dataset, say)
@@ -100,7 +102,7 @@ def _policy(plain: Mapping[str, Any], out: Path, spec: Spec, dataset: Dataset, s
         return _loaded(found[-1], spec, dataset)
     policy = _new(plain, spec, dataset)
     if plain["init_from"]:
-        load_matching(policy, plain["init_from"], say)
+        load_matching(policy, plain["init_from"], say, plain.get("init_parts"))
     return policy
 
 

@@ -138,6 +138,20 @@ def test_a_policy_starts_from_video_pretraining_and_says_what_it_took(tmp_path):
     assert set(matched.loaded) | set(matched.aliased) | set(matched.new) == set(dict(net.named_parameters()))
 
 
+def test_parts_of_video_pretraining_can_be_taken_alone(tmp_path):
+    video = policy(VIDEO, seed=1)
+    folder = save_checkpoint(tmp_path / "video", video, config(), {})
+    net = policy(seed=2)
+    fresh = {k: v.clone() for k, v in net.state_dict().items()}
+    matched = load_matching(net, folder, parts=["model.decoder", "model.resampler.latents"])
+    parts = ("model.decoder.", "model.resampler.latents")
+    assert set(matched.loaded) == {name for name in dict(net.named_parameters()) if name.startswith(parts)}
+    own, source = net.state_dict(), video.state_dict()
+    assert all(torch.equal(own[name], (source if name in matched.loaded else fresh)[name]) for name in own)
+    with pytest.raises(UserError, match=r"has no part 'model\.decode': choose init_parts from .*model\.decoder"):
+        load_matching(net, folder, parts=["model.decode"])
+
+
 def test_weights_of_another_size_are_refused_not_skipped(tmp_path):
     folder = save_checkpoint(tmp_path / "wide", policy(VIDEO, width=32), config(width=32), {})
     net = policy()
