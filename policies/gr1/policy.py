@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from policies.gr1 import foresight as frames_to_come
+from policies.gr1.auxiliary import Auxiliary
 from policies.gr1.heads import Flow, build_head, weighted_mean
 from policies.gr1.model import GR1
 from policies.gr1.stream import Stream
@@ -46,7 +47,9 @@ class GR1Policy(nn.Module):
     it, `inside` or `outside` (policies.gr1.foresight.statistics)}; supervise: `all` places of a window or only the `last`.
     augment: changes of pictures at training, largest `brightness` and `colour` (see policies.nn.images.draw_jitter), and
     `swap`, the chance that parts of a picture which the hand does not visit are another's (draw_swap; 0 on video).
-    loss: weights `arm`, `gripper`, `flow`, `foresight`, the smooth-L1 `beta`, and `decay` of later actions of a chunk.
+    auxiliary: what else is predicted while training, `progress` and `objects` (policies/gr1/auxiliary.py); empty for nothing.
+    loss: weights of the loss's parts (`arm`, `gripper`, `flow`, `foresight`, `progress`, `objects`), the smooth-L1 `beta`, and
+    `decay` of later actions of a chunk.
     instruction_dropout: the share of windows that are trained without their instruction; guidance: when acting, actions are
     extrapolated by this factor from those without the instruction to those with it (1: no second pass; see heads.py).
     micro_batch: worlds are computed in groups of exactly this many, so that an action never depends on its neighbours.
@@ -75,6 +78,7 @@ class GR1Policy(nn.Module):
         resize: str,
         micro_batch: int,
         width: int,
+        auxiliary: Mapping[str, Any] | None = None,
         instruction_dropout: float = 0.0,
         guidance: float = 1.0,
         precision: str = "fp32",
@@ -134,6 +138,9 @@ class GR1Policy(nn.Module):
         self._refusal: Refusal | None = None
         self.head = build_head(head, width, action_queries, chunk, loss, gripper_rule) if spec.action else None
         self.continues = isinstance(self.head, Flow)
+        more = dict(auxiliary or {})
+        wanted = spec.action and any(more.values())
+        self.auxiliary = Auxiliary(action_queries * width, spec, statistics, **more) if wanted else None
         if statistics is not None and self.model.state_token is not None:
             mean, std = (torch.as_tensor(np.asarray(statistics[STATE][k]), dtype=torch.float32) for k in ("mean", "std"))
             self.model.state_token.mean.copy_(mean)
@@ -145,6 +152,11 @@ class GR1Policy(nn.Module):
         first, *rest = self.model.cameras
         parts = {"obs_query": ".", "latent_token": ".", "cls_token": ".", "vision": "."}
         return {f"model.{p}.{c}": f"model.{p}.{first}" for p in parts for c in rest}
+
+    @property
+    def environment_state(self) -> bool:
+        """Whether training needs the privileged state; acting never does."""
+        return self.auxiliary is not None and self.auxiliary.objects is not None
 
     @property
     def device(self) -> torch.device:
@@ -216,6 +228,11 @@ class GR1Policy(nn.Module):
             features = torch.cat([f for f in (features, rest) if f is not None]).flatten(0, 1)
             mask = (batch["action.mask"][:, steps] & valid[:, steps, None]).flatten(0, 1)
             parts |= self.head.loss(features, batch[ACTION][:, steps].flatten(0, 1), mask)
+            if self.auxiliary is not None:
+                whole = torch.ones(b, dtype=torch.bool, device=self.device)
+                for swap in swaps.values():
+                    whole = whole & ~swap.mask.any((1, 2))
+                parts |= self.auxiliary.loss(features, batch, steps, whole)
         for camera, tokens in obs.items():
             now = patches[camera].unflatten(0, (b, t))[:some, steps].flatten(0, 1)
             prediction = self.model.imagine(tokens.flatten(0, 1), now)

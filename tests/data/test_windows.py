@@ -106,7 +106,26 @@ def test_the_batch_has_the_agreed_shapes(played):
         "action": ((8, 3, 4, 3), torch.float32),
         "action.mask": ((8, 3, 4), torch.bool),
         "task.index": ((8,), torch.int64),
+        "progress": ((8, 3), torch.float32),
+        "progress.mask": ((8, 3), torch.bool),
     }
+
+
+def test_progress_runs_from_a_segments_first_frame_to_its_last(played):
+    windows = Windows(played[0], batch_size=1, history=2, history_stride=1, segments="all", shuffle=False)
+    known = []
+    for number in range(len(windows)):
+        batch = windows.batch(number)
+        now, segment = windows._now[number], windows._segment[number]
+        assert batch["progress.mask"][0, -1] == (segment >= 0)
+        if segment < 0:
+            continue
+        first, end = (int(played[0].segments[name][segment]) for name in ("start", "end"))
+        assert batch["progress"][0, -1] == pytest.approx((now - first) / max(end - 1 - first, 1))
+        assert bool(batch["progress.mask"][0, 0]) == (now > first)
+        known.append(float(batch["progress"][0, -1]))
+    assert min(known) == 0.0
+    assert max(known) == 1.0
 
 
 def same(a, b):

@@ -26,7 +26,7 @@ from vla.data.writer import (
     part_path,
     unreadable,
 )
-from vla.spec import ACTION, IMAGE_PREFIX, STATE, Spec, UserError
+from vla.spec import ACTION, ENVIRONMENT_STATE, IMAGE_PREFIX, STATE, Spec, UserError
 
 __all__ = ["Dataset", "DatasetWriter", "Part", "Segment", "check", "part_path", "parts_of"]
 
@@ -176,7 +176,7 @@ class Dataset:
     segments: structured (S,) with fields start, end (frames), episode, task, instruction (indices into the lists), success.
     tasks, instructions: unique texts, sorted; entry 0 is always "", no task or no instruction.
     vectors: "observation.state", "action", ... -> float32 (F, D), in memory. person: bool (F,), where a person drove.
-    statistics: "observation.state" and "action" -> mean, std, min, max, q01, q99, each float32 (D,); see statistics.py.
+    statistics: name of a vector ("action") -> mean, std, min, max, q01, q99, each float32 (D,); see statistics.py.
     narrow: sentences about entries whose range was widened to the floor.
     digest: 16 hex digits that change with any frame, number or label.
     """
@@ -203,7 +203,7 @@ class Dataset:
         self.vectors = {n: np.concatenate([p.vectors[n] for p in self.parts]) for n in self.parts[0].vectors}
         self.person = np.concatenate([p.person for p in self.parts])
         named = {n: e for n, e in ((STATE, self.spec.state), (ACTION, self.spec.action)) if n in self.vectors}
-        self.statistics = {n: describe(self.vectors[n]) for n in named}
+        self.statistics = {n: describe(v) for n, v in self.vectors.items() if n in (*named, ENVIRONMENT_STATE)}
         self.narrow = [
             f"{n}[{i}] {entries[i].name} hardly changes: its range was widened to {RANGE_FLOOR:g} {entries[i].unit}"
             for n, entries in named.items()

@@ -147,8 +147,9 @@ class Windows:
 
         observation.images.<camera>, future.images.<camera> uint8 (B, T, H, W, 3); observation.state float32 (B, T, S);
         action float32 (B, T, chunk, A); action.mask, frame.mask, future.mask bool; task: B instructions and task.index
-        int64 (B,), their place in `instructions`; task.name: B names of tasks, "" for none. Datasets without states or
-        actions give none. path.<camera> float32 (B, hand_path, 2): u to the right and v downwards, in shares of the picture.
+        int64 (B,), their place in `instructions`; task.name: B names of tasks, "" for none; progress float32 (B, T), from 0 at
+        the segment's first frame to 1 at its last, where progress.mask. Datasets without states or actions give none.
+        path.<camera> float32 (B, hand_path, 2): u to the right and v downwards, in shares of the picture.
         """
         places = number * self.batch_size + np.arange(self.batch_size)
         epochs, within = np.divmod(places, len(self))
@@ -175,14 +176,16 @@ class Windows:
                 batch[f"future.images.{camera}"] = images[:, self.history :]
         for name in self.vectors:
             batch[name] = torch.from_numpy(data.vectors[name][at])
+        inside = self._bounds(segment, start, end)
         if ACTION in data.vectors:
-            low, high = self._bounds(segment, start, end)
+            low, high = (start, end) if self.actions_until == "episode" else inside
             steps = at[:, :, None] + np.arange(self.chunk)
             mask = (steps >= low[:, :, None]) & (steps < high[:, :, None]) & real[:, :, None]
             batch[ACTION] = torch.from_numpy(data.vectors[ACTION][np.minimum(steps, end[:, :, None] - 1)])
             batch["action.mask"] = torch.from_numpy(mask)
+            batch |= self._progress(at, (segment >= 0)[:, None] & real, *inside)
         if self._hand:
-            last = self._bounds(segment, start, end)[1] - 1
+            last = inside[1] - 1
             way = now[:, None] + (last - now[:, None]) * np.linspace(0, 1, self.hand_path)
             for camera, places in self._hand(now, way.astype(np.int64)).items():
                 batch[PATH_PREFIX + camera] = torch.from_numpy(places)
@@ -193,9 +196,7 @@ class Windows:
         return batch
 
     def _bounds(self, segment: np.ndarray, start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """First and last + 1 frame whose action counts for each window, (B, 1) each."""
-        if self.actions_until == "episode":
-            return start, end
+        """First and last + 1 frame of each window's segment, or of its episode where it has none, (B, 1) each."""
         segments, labelled = self.dataset.segments, (segment >= 0)[:, None]
         if not len(segments):
             return start, end
@@ -203,6 +204,12 @@ class Windows:
             np.where(labelled, segments["start"][segment][:, None], start),
             np.where(labelled, segments["end"][segment][:, None], end),
         )
+
+    @staticmethod
+    def _progress(at: np.ndarray, known: np.ndarray, low: np.ndarray, high: np.ndarray) -> dict[str, torch.Tensor]:
+        """How much of the segment is past at frames `at` (B, T), and where that is so: in it, where a label is `known`."""
+        share = np.clip((at - low) / np.maximum(high - 1 - low, 1), 0, 1).astype(np.float32)
+        return {"progress": torch.from_numpy(share), "progress.mask": torch.from_numpy(known & (at >= low) & (at < high))}
 
     def _task_numbers(self, segment: np.ndarray) -> np.ndarray:
         if not len(self.dataset.segments):

@@ -156,6 +156,7 @@ def _windows_needed(policy: Any) -> dict[str, Any]:
         "foresight_steps": policy.foresight_steps,
         "chunk": policy.horizon,
         "hand_path": getattr(policy, "hand_path", 0),
+        "environment_state": getattr(policy, "environment_state", False),
         # Larger frames are averaged down before they fill the memory, as the policy would do; smaller ones it enlarges itself.
         "image_size": {camera: policy.size for camera, size in policy.spec.cameras.items() if min(size) > policy.size},
     }
