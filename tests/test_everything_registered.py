@@ -172,9 +172,9 @@ def test_policy_learns(name, world):
     assert idle == []
 
 
-@pytest.mark.parametrize("name", names("head"))
-def test_head(name, world):
-    policy = build_policy(composed("train", f"head@policy.head={name}").policy, world.vla_spec)
+@pytest.mark.parametrize(("group", "name"), [(group, name) for group in ("head", "vision") for name in names(group)])
+def test_part_of_gr1(group, name, world):
+    policy = build_policy(composed("train", f"{group}@policy.{group}={name}").policy, world.vla_spec)
     observation, _ = world.reset(seed=0)
     chunk, _ = policy.act({**observation, "task": ["open the drawer"] * 2}, policy.begin([0, 1]))
     assert chunk.shape == (2, policy.horizon, 7)

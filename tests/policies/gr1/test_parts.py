@@ -7,12 +7,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib import cbook
+from PIL import Image
 from scipy.spatial.transform import Rotation
 from small_gr1 import SENTENCES, SPEC, composed, config, policy
 
 from policies.nn.state import StateToken, rotation_columns
 from policies.nn.text import Text
-from policies.nn.vision import FrozenMAE, build_vision
+from policies.nn.vision import FrozenMAE, build_vision, lite0
 from vla.checkpoint import build_policy
 from vla.spec import UserError
 
@@ -62,10 +64,14 @@ def test_frozen_mae_keeps_patch_order_and_stays_out_of_the_checkpoint():
     assert next(encoder.to(torch.float64).model.parameters()).dtype == torch.float64
 
 
-@pytest.mark.parametrize("name", ["conv", "resnet"])
+LITE0 = {"name": "lite0", "pretrained": True, "trained": True}
+
+
+@pytest.mark.parametrize("name", ["conv", "resnet", "lite0"])
 def test_trained_encoders_know_where_things_are_and_hear_the_instruction(name):
     torch.manual_seed(0)
-    numbers = {"name": name, "channels": [16] * 4, "reduced": 4, "cls_width": 12, "film": True}
+    numbers = LITE0 if name == "lite0" else {"name": name, "channels": [16] * 4}
+    numbers = {**numbers, "reduced": 4, "cls_width": 12, "film": True}
     encoder, size = build_vision(numbers, 32, 8), 32
     left, right = torch.zeros(1, size, size, 3), torch.zeros(1, size, size, 3)
     left[:, 10:20, 2:8], right[:, 10:20, 24:30] = 3, 3
@@ -172,6 +178,22 @@ def test_mae_from_weights_on_disk(tmp_path):
     assert torch.equal(encoder.model.embeddings.cls_token, source.embeddings.cls_token)
     with pytest.raises(UserError, match="images of 32 px, the policy asks for 48"):
         FrozenMAE(48, str(tmp_path))
+
+
+def test_imagenet_weights_recognise_a_photo_and_stay_as_they_are_if_told():
+    photo = Image.open(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)).crop((0, 30, 512, 542)).resize((224, 224))
+    network = lite0(pretrained=True).eval()
+    with torch.no_grad():
+        scores = network((torch.tensor(np.asarray(photo), dtype=torch.float32).permute(2, 0, 1)[None] - 127) / 128)
+    assert scores.argmax() == 652  # "military uniform"
+    encoder = build_vision({**LITE0, "trained": False, "reduced": 4, "cls_width": 12, "film": True}, 64, 8).train()
+    assert torch.equal(encoder.stem[0].weight, network.conv_stem.weight)
+    before = {name: tensor.clone() for name, tensor in encoder.stem.state_dict().items()}
+    cls, patches = encoder(torch.randn(2, 64, 64, 3), torch.zeros(2, 8))
+    (cls.sum() + patches.sum()).backward()
+    assert all(parameter.grad is None for parameter in encoder.stem.parameters())
+    assert encoder.readout.cls.weight.grad is not None
+    assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.stem.state_dict().items())
 
 
 @pytest.mark.parametrize(
