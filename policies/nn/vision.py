@@ -144,7 +144,7 @@ def lite0(pretrained: bool) -> Any:
 
 
 class Lite0(nn.Module):
-    """EfficientNet-Lite0 (Tan and Le 2019, less squeeze-and-excite) down to its map of size / 8, which the instruction modulates.
+    """EfficientNet-Lite0 (Tan and Le 2019, less squeeze-and-excite) down to its map of size / 8; the instruction modulates it.
 
     pretrained: begin with ImageNet's weights; trained: go on from them, or leave the convolutions as they are. Batch norms keep
     the statistics that they came with.

@@ -74,9 +74,11 @@ def test_opening_and_closing_are_told_apart():
     [
         ([t for t in TASKS if "drawer" in t], {"drawer", "tray", "compartment"}, {"cabinet", "slider", "cupboard", "shelf"}),
         ([t for t in TASKS if t.endswith("_slider")], {"cabinet", "slider", "cupboard", "shelf", "door"}, {"drawer", "tray"}),
-        (["move_slider_left", "move_slider_right"], {"door", "slider", "panel", "shutter", "screen"}, {"block", "drawer"}),
+        (["move_slider_left", "move_slider_right"], {"door", "slider", "panel", "hatch", "shutter", "screen"},
+         {"block", "drawer"}),
         ([t for t in TASKS if t.endswith("_led")], {"led", "green", "diode", "indicator"}, {"bulb", "yellow"}),
-        ([t for t in TASKS if t.endswith("_lightbulb")], {"bulb", "yellow", "lamp", "switch"}, {"led", "green", "button"}),
+        ([t for t in TASKS if t.endswith("_lightbulb")], {"bulb", "yellow", "lamp", "switch", "lever"},
+         {"led", "green", "button"}),
         ([t for t in TASKS if t.endswith("_table")], {"block", "cube", "brick", "piece", "object", "red", "blue", "pink"},
          {"drawer", "cabinet", "slider", "tray", "shelf", "cupboard"}),
     ],
