@@ -34,12 +34,20 @@ class Recipe:
     overrides: Sequence[str] = ()
     execute: int = 5
     pretrained: bool = True
+    parts: str = "[model.decoder,model.resampler]"
+    """What is taken of the video pretraining, as `vla-train init_parts`."""
     more: str = ""
     """Which other play is added: an option of this script that names the dataset."""
 
 
 RECIPES = {
-    "default": Recipe("video pretraining, chunk of 10 by 2 queries, history 1, regression, foresight loss, swapped parts"),
+    "default": Recipe(
+        "decoder from video pretraining, chunk of 10 by 2 queries, history 1, regression, foresight loss, swapped parts"
+    ),
+    "whole_pretraining": Recipe("all of the video pretraining", parts="null"),
+    "vision_pretraining": Recipe(
+        "the vision encoders of the video pretraining, too", parts="[model.decoder,model.resampler,model.vision]"
+    ),
     "no_pretraining": Recipe("no video pretraining", pretrained=False),
     "no_foresight": Recipe("no foresight loss, no pretraining: the control", ["policy.loss.foresight=0"], pretrained=False),
     "abcd": Recipe("play in scene D too", more="scene_d"),
@@ -50,6 +58,14 @@ RECIPES = {
     "sees_foresight": Recipe("actions attend to foresight tokens", ["policy.act_sees_foresight=true"]),
     "history_4": Recipe("4 frames, 3 steps apart", ["policy.history=4", "policy.history_stride=3"]),
     "flow": Recipe("flow-matching head, 4 steps", ["head@policy.head=flow"], execute=2),
+    "progress": Recipe("the task's progress is predicted, too", ["policy.auxiliary.progress=true"]),
+    "objects": Recipe(
+        "the objects' state is predicted, too, pictures left whole", ["policy.auxiliary.objects=24", "policy.augment.swap=0"]
+    ),
+    "imagenet": Recipe("vision begins with ImageNet's EfficientNet-Lite0", ["vision@policy.vision=lite0"]),
+    "imagenet_frozen": Recipe(
+        "ImageNet's EfficientNet-Lite0, not trained on", ["vision@policy.vision=lite0", "policy.vision.trained=false"]
+    ),
     "every_future": Recipe("foresight trained on every window", ["policy.foresight.fraction=1"]),
     "dt_1": Recipe("foresight 1 step ahead", ["policy.foresight.steps=1"]),
     "dt_5": Recipe("foresight 5 steps ahead", ["policy.foresight.steps=5"]),
@@ -74,7 +90,7 @@ def measure(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
     train += [f"trainer.batch_size={BATCH}", "trainer.ema=0.999", "trainer.threads=1", "trainer.picture_every=null"]
     train += ["trainer.validate_every=null", "trainer.save_every=500", *recipe.overrides]
     if recipe.pretrained and options.pretrained:
-        train.append(f"init_from={options.pretrained}")
+        train += [f"init_from={options.pretrained}", f"init_parts={recipe.parts}"]
     score = [f"checkpoint={out / 'run' / 'last'}", f"chains={options.chains}", f"execute={recipe.execute}", "videos=2"]
     score += [f"out={out / 'D'}", "workers=1"]
     results = out / "D" / "results.json"
