@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from played import SPEC, episode, write
 from scipy.spatial.transform import Rotation
 
-from vla.data.hand import NEAR
+from vla.data.hand import NEAR, beginnings
 from vla.data.store import Dataset, DatasetWriter, Segment, part_path
 from vla.data.windows import Windows
 from vla.images import resize_area
@@ -274,6 +274,31 @@ def test_the_way_there_is_left_out_of_the_hands_path(tmp_path):
     path = Windows(tmp_path, batch_size=20, shuffle=False, hand_path=20).batch(0)["path.static"][0, :, 0]
     wanted = state[(19 * np.linspace(0, 1, 20)).astype(int), 0]
     np.testing.assert_allclose(path, np.where(wanted < 1 - NEAR, 0, wanted), atol=1e-6)
+
+
+def test_the_way_before_anything_moves_is_left_out_of_the_hands_path(tmp_path):
+    matrix = (1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
+    things = (Entry("door", "m"), Entry("block", "m"), Entry("turn", "rad"), Entry("lamp", "1"))
+    state = tuple(Entry(n, "m") for n in ("tcp_x", "tcp_y", "tcp_z"))
+    spec = replace(SPEC, state=state, environment_state=things, projections={"static": matrix})
+    hand = np.zeros((60, 3), np.float32)
+    hand[:, 0] = np.tile(np.linspace(0, 0.19, 20), 3)
+    seen = np.zeros((60, 4), np.float32)
+    seen[3:, 1] = 0.5  # a block of the task before falls: at the end it lies still
+    seen[14:20, 0] = 0.02 * np.arange(1, 7)  # what the first segment is about
+    seen[20:, 0] = seen[19, 0]
+    seen[25:40, 2], seen[40:, 2] = 3.14, -3.14  # hardly a turn
+    seen[39:, 3] = 1  # the lamp, in the second segment's last frame; in the third nothing moves
+    vectors = {"observation.state": hand, "observation.environment_state": seen}
+    with DatasetWriter(tmp_path, spec, {}) as writer:
+        segments = [Segment(20 * k, 20 * k + 20, f"t{k}", f"do {k}") for k in range(3)]
+        writer.append_episode(episode(0, 60) | vectors, segments)
+    assert beginnings(Dataset(tmp_path)).tolist() == [14, 39, 59]
+    path = Windows(tmp_path, batch_size=60, shuffle=False, hand_path=20).batch(0)["path.static"][..., 0]
+    way = (19 * np.linspace(0, 1, 20)).astype(int)
+    np.testing.assert_allclose(path[0], np.where(way < 14, 0, hand[way, 0]), atol=1e-6)
+    np.testing.assert_allclose(path[20], [0] * 19 + [hand[39, 0]], atol=1e-6)
+    np.testing.assert_allclose(path[17], hand[(17 + 2 * np.linspace(0, 1, 20)).astype(int), 0], atol=1e-6)
 
 
 def test_a_riding_camera_sees_the_hands_path_from_where_the_hand_is(tmp_path):

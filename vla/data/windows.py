@@ -51,7 +51,7 @@ class Windows:
     cache: folder of a copy of the frames in memory that processes and runs share (see `FrameSource`).
     hand_path: so many points of the way that the hand goes from the window's now to its segment's end (the episode's
     where there is none), evenly spaced in time, for each camera with a projection in the Spec; 0 for none. Points of the way
-    there, far from its end, are left out (vla/data/hand.py).
+    there, before anything moves or far from its end, are left out (vla/data/hand.py).
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class Windows:
         if self._hand:
             last = inside[1] - 1
             way = now[:, None] + (last - now[:, None]) * np.linspace(0, 1, self.hand_path)
-            for camera, places in self._hand(now, way.astype(np.int64)).items():
+            for camera, places in self._hand(now, way.astype(np.int64), segment).items():
                 batch[PATH_PREFIX + camera] = torch.from_numpy(places)
         texts = self._instruction_numbers(segment, rng)
         batch[TASK] = [data.instructions[i] for i in texts]
