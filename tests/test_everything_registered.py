@@ -79,7 +79,7 @@ def folder(tmp_path):
 def test_no_group_is_left_out():
     assert {path.name for path in CONF.iterdir() if path.is_dir() and list(path.glob("*.yaml"))} == {
         "adapter", "data", "env", "executor", "experiment", "head", "policy", "robot", "source", "teleop", "tokenizer",
-        "trainer",
+        "trainer", "vision",
     }  # fmt: skip
     assert set(COMMANDS) == {path.stem for path in CONF.glob("*.yaml")} - {"command"}
 

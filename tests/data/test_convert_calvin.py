@@ -265,6 +265,20 @@ def test_a_killed_conversion_goes_on(genuine, tmp_path):
     assert sum(again[name] != whole[name] for name in whole) < len(whole)
 
 
+def test_a_conversion_killed_while_it_began_goes_on(genuine, tmp_path, monkeypatch):
+    folder, frames = genuine
+
+    def killed(writer):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(DatasetWriter, "_create_arrays", killed)
+        convert(folder, tmp_path / "zarr", workers=1)
+    assert not (tmp_path / "zarr/part-000/episode").exists()
+    convert(folder, tmp_path / "zarr")
+    assert check(tmp_path / "zarr").num_frames == len(frames)
+
+
 def opened(out):
     for part in sorted(out.glob("part-*")):
         try:

@@ -277,7 +277,9 @@ def committed(out: str | Path, settings: Mapping[str, Any]) -> list[tuple[int, i
         begun: Any = dict(group.attrs).get("provenance", {})
         if begun.get("conversion") != settings:
             raise UserError(f"dataset {out} was begun with {begun.get('conversion')}: choose another out=...")
-        counts: Any = group.attrs.get("committed", {"episodes": 0})
+        counts: Any = group.attrs.get("committed")
+        if counts is None:  # killed before its arrays were there
+            continue
         ends, seeds = (np.asarray(group[f"episode/{n}"][: counts["episodes"]]) for n in ("end", "seed"))  # pyright: ignore
         lengths = np.diff(ends, prepend=0)
         runs += list(zip(seeds.tolist(), (seeds + lengths).tolist(), strict=True))
