@@ -7,7 +7,7 @@ encoder(images (M, size, size, 3) normalised, language (M, D) or None) -> cls (M
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -65,7 +65,7 @@ class Readout(nn.Module):
 class Conv(nn.Module):
     """Four convolutions (5x5/2, 3x3/2, 3x3/2, 3x3), each normalised over its map; the instruction modulates the last two."""
 
-    def __init__(self, size: int, channels: tuple[int, int, int, int], reduced: int, cls_width: int, language: int | None):
+    def __init__(self, size: int, channels: Sequence[int], reduced: int, cls_width: int, language: int | None):
         super().__init__()
         ins = (3, *channels[:3])
         kernels, strides = (5, 3, 3, 3), (2, 2, 2, 1)
@@ -107,7 +107,7 @@ class ResidualBlock(nn.Module):
 class ResNet(nn.Module):
     """ResNet-18's stages with GroupNorm and FiLM on a 5x5/2 stem without pooling: the map is size / 16 on a side."""
 
-    def __init__(self, size: int, channels: tuple[int, ...], reduced: int, cls_width: int, language: int | None):
+    def __init__(self, size: int, channels: Sequence[int], reduced: int, cls_width: int, language: int | None):
         super().__init__()
         self.stem = nn.Conv2d(3, channels[0], 5, 2, 2, bias=False)
         self.norm = nn.GroupNorm(16, channels[0])
@@ -279,9 +279,7 @@ def build_vision(config: Mapping[str, Any], size: int, language: int | None) -> 
     if name in frozen:
         return frozen[name](size, **config)
     film = config.pop("film")
-    if name == "lite0":
-        return Lite0(size, language=language if film else None, **config)
-    kinds = {"conv": Conv, "resnet": ResNet}
+    kinds = {"conv": Conv, "resnet": ResNet, "lite0": Lite0}
     if name not in kinds:
-        raise UserError(f"vision encoder {name!r} is unknown: use one of {sorted([*kinds, 'lite0', *frozen])}.")
-    return kinds[name](size, tuple(config.pop("channels")), language=language if film else None, **config)
+        raise UserError(f"vision encoder {name!r} is unknown: use one of {sorted([*kinds, *frozen])}.")
+    return kinds[name](size, language=language if film else None, **config)

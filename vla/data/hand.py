@@ -79,16 +79,15 @@ def beginnings(dataset: Dataset) -> np.ndarray:
         return starts
     units = [entry.unit for entry in dataset.spec.environment_state]
     turning, least = np.array([u == "rad" for u in units]), np.array([STIRS.get(u, 0.5) for u in units])
+
+    def stirred(change: np.ndarray) -> np.ndarray:
+        return np.abs(np.where(turning, (change + np.pi) % (2 * np.pi) - np.pi, change)) > least
+
     found = ends - 1
     for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
         state = dataset.vectors[ENVIRONMENT_STATE][start:end]
-
-        def stirred(frames: np.ndarray, since: np.ndarray) -> np.ndarray:
-            change = frames - since
-            return np.abs(np.where(turning, (change + np.pi) % (2 * np.pi) - np.pi, change)) > least
-
-        moved = stirred(state, state[0])
-        last = stirred(state[-1], state[-min(LAST, len(state))])
+        moved = stirred(state - state[0])
+        last = stirred(state[-1] - state[-min(LAST, len(state))])
         moved = moved[:, last] if last.any() else moved
         if moved.any():
             found[i] = start + moved.any(1).argmax()

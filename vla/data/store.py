@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +27,7 @@ from vla.data.writer import (
     part_path,
     unreadable,
 )
-from vla.spec import ACTION, ENVIRONMENT_STATE, IMAGE_PREFIX, STATE, Spec, UserError
+from vla.spec import ACTION, IMAGE_PREFIX, STATE, Spec, UserError
 
 __all__ = ["Dataset", "DatasetWriter", "Part", "Segment", "check", "part_path", "parts_of"]
 
@@ -203,13 +204,17 @@ class Dataset:
         self.vectors = {n: np.concatenate([p.vectors[n] for p in self.parts]) for n in self.parts[0].vectors}
         self.person = np.concatenate([p.person for p in self.parts])
         named = {n: e for n, e in ((STATE, self.spec.state), (ACTION, self.spec.action)) if n in self.vectors}
-        self.statistics = {n: describe(v) for n, v in self.vectors.items() if n in (*named, ENVIRONMENT_STATE)}
         self.narrow = [
             f"{n}[{i}] {entries[i].name} hardly changes: its range was widened to {RANGE_FLOOR:g} {entries[i].unit}"
             for n, entries in named.items()
             for i in np.flatnonzero(narrow(self.vectors[n]))
         ]
         self.digest = hashlib.sha256(b"".join(p.digest() for p in self.parts)).hexdigest()[:16]
+
+    @cached_property
+    def statistics(self) -> dict[str, dict[str, np.ndarray]]:
+        """Of every vector; computed when first asked for, as only a training asks."""
+        return {name: describe(values) for name, values in self.vectors.items()}
 
     def images(self, camera: str, indices: np.ndarray) -> np.ndarray:
         """Frames of one camera, `indices` int64 ascending without repeats: uint8 (K, H, W, 3)."""
