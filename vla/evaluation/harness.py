@@ -58,7 +58,8 @@ class Chains(StepBenchmark):
         self.benchmark: Benchmark = instantiate(config.benchmark)
         self.chains = self.benchmark.chains()
         self.numbers = chain_numbers(chains, len(self.chains))
-        self.split, self.names, self.seed, self.send_state = split, dict(names or {}), seed, send_state
+        self.split, self.seed, self.send_state = split, seed, send_state
+        self.names: dict[str, str] = dict(names or {})
         self.world = instantiate(config.world, num_worlds=1, _convert_="all")
         self.spec = self.world.vla_spec
         self.cameras = list(self.spec.cameras)[: None if send_wrist_image else 1]
@@ -112,7 +113,7 @@ class Chains(StepBenchmark):
         return {"actions": DimSpec("actions", len(self.spec.action), self.spec.action_kind, description=entries)}
 
     def get_observation_spec(self) -> dict[str, DimSpec]:
-        images: dict[str, DimSpec] = {self.names.get(c, c): IMAGE_RGB for c in self.cameras}
+        images = {self.names.get(c, c): IMAGE_RGB for c in self.cameras}
         entries = ", ".join(f"{e.name} ({e.unit})" for e in self.spec.state)
         state = (
             {"state": DimSpec("state", len(self.spec.state), self.spec.frame, description=entries)} if self.send_state else {}
