@@ -22,7 +22,7 @@ from vla_eval.types import Action, EpisodeResult, Observation, Task
 
 from vla.evaluation.long_horizon import Attempts, Benchmark, chain_numbers, play_chain
 from vla.rollout import Follow, Reset, Script
-from vla.spec import STATE, UserError, image_key
+from vla.spec import STATE, Spec, UserError, image_key
 
 
 class Chains(StepBenchmark):
@@ -61,7 +61,7 @@ class Chains(StepBenchmark):
         self.split, self.seed, self.send_state = split, seed, send_state
         self.names: dict[str, str] = dict(names or {})
         self.world = instantiate(config.world, num_worlds=1, _convert_="all")
-        self.spec = self.world.vla_spec
+        self.spec: Spec = self.world.vla_spec
         self.cameras = list(self.spec.cameras)[: None if send_wrist_image else 1]
         if unknown := sorted(self.names.keys() - set(self.spec.cameras)):
             raise UserError(f"names has {', '.join(unknown)} but the cameras are {', '.join(self.spec.cameras)}: use these.")
