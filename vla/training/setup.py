@@ -109,7 +109,11 @@ def _policy(plain: Mapping[str, Any], out: Path, spec: Spec, dataset: Dataset, s
 def _new(plain: Mapping[str, Any], spec: Spec, dataset: Dataset) -> Any:
     """A new policy, after a look at whether `init_from` and the data agree."""
     if start := plain["init_from"]:
-        require_match(read_checkpoint(start).spec, spec, f"checkpoint {start}", f"dataset {dataset.path}")
+        learned = read_checkpoint(start).spec
+        shared = {camera: size for camera, size in learned.cameras.items() if camera in spec.cameras}
+        # What was learned of a camera that is not here has no use; `load_matching` says so.
+        learned = replace(learned, cameras=shared or learned.cameras)
+        require_match(learned, spec, f"checkpoint {start}", f"dataset {dataset.path}")
     policy = build_policy(plain["policy"], spec, dataset.statistics)
     require_match(policy.spec, spec, "the policy", f"dataset {dataset.path}")
     return policy

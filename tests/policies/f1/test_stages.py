@@ -82,6 +82,18 @@ def begun(call, name: str, capsys, main, *overrides) -> dict[str, torch.Tensor]:
     return weights(call, name)
 
 
+def test_a_tokenizer_of_two_cameras_serves_video_of_one(call, capsys):
+    asked = ("policy=f1_tokenizer", "data=play", *TOKENIZER, *CODES, "data.path=robot", "data.segments=all", "out=both")
+    status, _, errors = call(capsys, pretrain, *asked)
+    assert status == 0, errors
+    start = begun(
+        call, "begin0", capsys, pretrain, "experiment=f1_stage1", *POLICY, *CODES, "data.path=video", "init_from=both/last"
+    )
+    tokens = weights(call, "both")
+    assert all(torch.equal(start[k], tokens[k]) for k in tokens)
+    assert not any(".wrist." in k for k in start)
+
+
 def test_from_tokenizer_to_policy(call, capsys):
     status, said, errors = call(capsys, pretrain, "policy=f1_tokenizer", *TOKENIZER, *CODES, "data.path=video", "out=tokens")
     assert status == 0, errors
