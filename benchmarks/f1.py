@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine
-from benchmarks.recipes import BATCH, run
+from benchmarks.recipes import BATCH, publish, run
 
 SHARES = {1: 0.2, 2: 0.4, 3: 0.4}
 
@@ -41,7 +40,7 @@ ROWS = {
     "f1": Row("three stages, four scales foreseen, 4 steps of the flow"),
     "no_generation": Row("no generation expert", (2, 3), ["policy.foresight.scales=0"]),
     "frozen_generation": Row(
-        "the generation expert stays as stage 1 left it", (1, 2, 3), ["policy.trained=[understanding,action]"]
+        "the generation expert stays as stage 1 left it", overrides=["policy.trained=[understanding,action]"]
     ),
     "no_stage_2": Row("no second stage", (1, 3)),
     "scales_2": Row("two scales foreseen", overrides=["policy.foresight.scales=2"]),
@@ -66,7 +65,7 @@ def budgets(row: Row, seconds: float) -> dict[int, float]:
 
 def train(row: Row, out: Path, tokenizer: Path, options: argparse.Namespace) -> None:
     """Pass the stages; each goes on where it was stopped."""
-    start: Path | None = tokenizer
+    start = tokenizer
     for stage, seconds in budgets(row, options.cpu_seconds).items():
         command = ["vla.commands.pretrain" if stage == 1 else "vla.commands.train"]
         command += [f"experiment=f1_stage{stage}"] if row.policy == "f1_small" else [f"policy={row.policy}"]
@@ -79,7 +78,7 @@ def train(row: Row, out: Path, tokenizer: Path, options: argparse.Namespace) -> 
 
 
 def common(options: argparse.Namespace, seconds: float) -> list[str]:
-    settings = ["batch_size=128", "ema=0.999", "threads=1", "picture_every=null", "validate_every=null", "save_every=500"]
+    settings = [f"batch_size={BATCH}", "ema=0.999", "threads=1", "picture_every=null", "validate_every=null", "save_every=500"]
     cache = [f"data.cache={options.cache}"] if options.cache else []
     return [f"trainer.cpu_seconds={seconds:g}", *(f"trainer.{s}" for s in settings), *cache]
 
@@ -141,10 +140,7 @@ def main() -> None:
             for measured in pool.map(lambda name: measure(name, tokenizer, options), names):
                 lines.append(line(measured))
                 print(lines[-1], flush=True)
-    purpose = (__doc__ or "").split("\n\n")
-    command = "python -m benchmarks.f1 " + " ".join(sys.argv[1:])
-    text = "\n\n".join(["# F1", purpose[0], purpose[2].strip(), f"    {command}", machine(), "\n".join(lines)])
-    Path("benchmarks/results/f1.md").write_text(text + "\n")
+    publish("f1", "F1", __doc__ or "", lines)
 
 
 if __name__ == "__main__":

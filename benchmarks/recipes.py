@@ -113,6 +113,14 @@ def line(row: Mapping[str, Any]) -> str:
     )
 
 
+def publish(name: str, title: str, about: str, lines: Sequence[str]) -> None:
+    """Write benchmarks/results/<name>.md: what is measured and how (first and third paragraph of `about`), command, table."""
+    purpose, _, how = about.split("\n\n")[:3]
+    command = f"    python -m benchmarks.{name} " + " ".join(sys.argv[1:])
+    text = "\n\n".join([f"# {title}", purpose, how.strip(), command, machine(), "\n".join(lines)])
+    Path(f"benchmarks/results/{name}.md").write_text(text + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="play in scenes A, B and C")
@@ -140,10 +148,7 @@ def main() -> None:
         for row in pool.map(lambda job: measure(job[0], job[1], options), wanted):
             lines.append(line(row))
             print(lines[-1], flush=True)
-    purpose = (__doc__ or "").split("\n\n")
-    command = "python -m benchmarks.recipes " + " ".join(sys.argv[1:])
-    text = "\n\n".join(["# Recipes", purpose[0], purpose[2].strip(), f"    {command}", machine(), "\n".join(lines)])
-    Path("benchmarks/results/recipes.md").write_text(text + "\n")
+    publish("recipes", "Recipes", __doc__ or "", lines)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ says `episode_restart: true`, as in the harness's own CALVIN: a policy starts af
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import numpy as np
@@ -31,7 +32,7 @@ class Chains(StepBenchmark):
     env: a file of conf/env; overrides: changes to it as for vla-evaluate (`env.world.scene=B`). chains: how many, or a slice.
     split: wording of the instructions. names: our camera -> what the model server calls it. seed: as vla-evaluate's.
     send_wrist_image: all cameras, not the first alone; send_state: the whole state. Servers ask for these two themselves.
-    Metrics: success (the whole chain), completed_subtasks. An action is a row of the world's Spec, kept within its bounds.
+    Metrics: success (the whole chain), completed_subtasks. An action is a row of the world's Spec.
     Raises UserError for a mistake in any of these, or for an action that is not finite or has another length.
     """
 
@@ -66,6 +67,7 @@ class Chains(StepBenchmark):
         if unknown := sorted(self.names.keys() - set(self.spec.cameras)):
             raise UserError(f"names has {', '.join(unknown)} but the cameras are {', '.join(self.spec.cameras)}: use these.")
         self.attempts: Attempts = []
+        self._picture: np.ndarray | None = None
         self.script: Script
         self.follow: Follow
 
@@ -160,7 +162,6 @@ class Chains(StepBenchmark):
 
 
 def _composed(env: str, overrides: Sequence[str]) -> Any:
-    if GlobalHydra.instance().is_initialized():
-        return compose("evaluate", overrides=[f"env={env}", "out=unused", *overrides])
-    with initialize_config_module("conf", version_base="1.3"):
+    running = GlobalHydra.instance().is_initialized()
+    with nullcontext() if running else initialize_config_module("conf", version_base="1.3"):
         return compose("evaluate", overrides=[f"env={env}", "out=unused", *overrides])
