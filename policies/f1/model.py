@@ -17,8 +17,7 @@ from policies.f1.understanding import build_understanding
 from policies.nn.inpainting import guided
 from policies.nn.state import StateToken
 from policies.nn.transformer import sincos
-
-ACTIONS = 7
+from vla.spec import Entry
 
 
 class Generation(nn.Module):
@@ -68,28 +67,40 @@ class Generation(nn.Module):
 
 
 class Action(nn.Module):
-    """The expert that acts: a token of the robot's state and one of each noisy action of a chunk -> velocities."""
+    """The expert that acts: a token of the robot's state and one of each noisy action of a chunk -> velocities.
 
-    def __init__(self, state: str, chunk: int, depth: int, heads: Heads, width: int, hidden: int):
+    state: how it is encoded, and its entries (policies/nn/state.py). actions: how many entries one has.
+    """
+
+    def __init__(
+        self,
+        state: tuple[str, Sequence[Entry]],
+        actions: int,
+        chunk: int,
+        depth: int,
+        heads: Heads,
+        width: int,
+        hidden: int,
+    ):
         super().__init__()
         self.kind, self.chunk, self.width = heads.norm, chunk, width
-        self.state_token = StateToken(state, width)
-        self.enter = nn.Linear(ACTIONS, width)
+        self.state_token = StateToken(state[0], width, state[1])
+        self.enter = nn.Linear(actions, width)
         self.with_level, self.after = nn.Linear(2 * width, width), nn.Linear(width, width)
         self.position = nn.Parameter(torch.randn(chunk, width) * 0.02)
         self.layers = layers(depth, width, hidden, heads)
         self.norm = nn.Parameter(torch.zeros(width))
-        self.leave = nn.Linear(width, ACTIONS)
+        self.leave = nn.Linear(width, actions)
 
     def tokens(self, state: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
-        """state (B, 15), noisy chunks (B, D, chunk, 7), their noise levels (B, D) -> (B, 1 + D * chunk, width)."""
+        """state (B, S), noisy chunks (B, D, chunk, A), their noise levels (B, D) -> (B, 1 + D * chunk, width)."""
         time = sincos(1000 * level, self.width)[:, :, None].expand(-1, -1, self.chunk, -1)
         entered = self.enter(noisy)
         actions = self.after(F.silu(self.with_level(torch.cat([entered, time.to(entered.dtype)], dim=-1)))) + self.position
         return torch.cat([self.state_token(state)[:, None].to(actions.dtype), actions.flatten(1, 2)], dim=1)
 
     def velocity(self, outputs: Tensor) -> Tensor:
-        """Outputs (B, 1 + D * chunk, width) -> noise minus actions, (B, D, chunk, 7)."""
+        """Outputs (B, 1 + D * chunk, width) -> noise minus actions, (B, D, chunk, A)."""
         return self.leave(norm(outputs[:, 1:], self.norm, self.kind)).unflatten(1, (-1, self.chunk)).float()
 
 
@@ -111,7 +122,8 @@ class F1(nn.Module):
         scales: int,
         history_scales: int,
         chunk: int | None,
-        state: str,
+        state: tuple[str, Sequence[Entry]],
+        actions: int,
         layers: int,
         heads: int,
         kv_heads: int,
@@ -126,7 +138,7 @@ class F1(nn.Module):
         self.scales, self.counts, self.chunk = scales, tokenizer.counts[:scales], chunk
         self.understanding = build_understanding(understanding, cameras, size, layers, self.heads)
         self.generation = Generation(tokenizer, window, history_scales, layers, self.heads, **generation) if scales else None
-        self.action = Action(state, chunk, layers, self.heads, **action) if chunk else None
+        self.action = Action(state, actions, chunk, layers, self.heads, **action) if chunk else None
 
     def think(
         self,
@@ -136,7 +148,7 @@ class F1(nn.Module):
         before: Tensor | None,
         acting: tuple[Tensor, Tensor, Tensor] | None,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """All tokens at once -> predicted foresight tokens (B, n, outputs), velocities (B, D, chunk, 7).
+        """All tokens at once -> predicted foresight tokens (B, n, outputs), velocities (B, D, chunk, A).
 
         seen, valid: tokens of understanding. known: of the frames seen, before: of the future, what the tokenizer says is
         known before each scale, (B, window, P, latent) and (B, n - 1, latent). acting: state, noisy chunks and their levels.
@@ -185,9 +197,9 @@ class F1(nn.Module):
         return torch.cat(found, dim=1), cache
 
     def act(self, valid: Tensor, cache: Cache, state: Tensor, noise: Tensor, steps: int, *plan: Tensor) -> Tensor:
-        """Noise (B, chunk, 7) carried to actions in `steps` Euler steps, beside what `imagine` has cached.
+        """Noise (B, chunk, A) carried to actions in `steps` Euler steps, beside what `imagine` has cached.
 
-        plan: actions (B, chunk, 7) and weights (B, chunk) to go on from (policies.nn.inpainting), or nothing.
+        plan: actions (B, chunk, A) and weights (B, chunk) to go on from (policies.nn.inpainting), or nothing.
         """
         assert self.action is not None
         action, x = self.action, noise

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from policies.f1.model import ACTIONS, F1
+from policies.f1.model import F1
 from policies.f1.tokenizer import build_tokenizer, from_signed, to_signed
 from policies.nn.acting import in_groups, still
-from policies.nn.images import Transform, draw_swap, normalise, resize, shift_pixels, swap_margin
+from policies.nn.actions import Actions
+from policies.nn.images import Transform, chosen_cameras, draw_swap, normalise, resize, shift_pixels, swap_margin
 from policies.nn.inpainting import keep, read_plan
 from vla.spec import ACTION, STATE, TASK, Spec, UserError, image_key
 
@@ -31,7 +32,7 @@ class F1Policy(nn.Module):
     """Meets `vla.policy.Policy`, `vla.policy.Imagining` and `vla.policy.Continuing`, and is trained by `loss`.
 
     spec: what the data or the world offers. Without actions in it (video) there is no action expert.
-    statistics: feature name -> {"mean", "std"}; only `observation.state` is read. None when a checkpoint brings them.
+    statistics: feature name -> {"mean", "std"} of state and actions. None when a checkpoint brings them.
     size: side of the pictures that are understood, in pixels; cameras: name -> {"pad": largest random shift}, in pixels of
     the larger of `size` and the tokenizer's. augment: as for GR-1 (`brightness` and `colour` of understanding's pictures).
     history: frames seen by the generation expert, `history_stride` control steps apart; chunk: actions predicted.
@@ -63,16 +64,16 @@ class F1Policy(nn.Module):
         trained: Sequence[str],
         augment: Mapping[str, float],
         micro_batch: int,
+        state: str,
         **network: Any,
     ):
         super().__init__()
-        names = [c for c in cameras if c in spec.cameras]
+        names = chosen_cameras(cameras, spec)
         camera = foresight["camera"]
         if camera not in names:
-            raise UserError(f"the policy foresees camera {camera!r}, not among {sorted({*cameras} & {*spec.cameras})}: add it.")
-        for kind, wanted in (("state", 15), ("action", ACTIONS)):
-            if len(getattr(spec, kind)) not in (0, wanted):
-                raise UserError(f"{kind} has {len(getattr(spec, kind))} entries but policies.f1 reads {wanted}: use CALVIN's.")
+            raise UserError(
+                f"the policy foresees camera {camera!r}, not among {names}: set policy.foresight.camera={names[0]}, or add it."
+            )
         if spec.action and not spec.state:
             raise UserError("policies.f1 acts from the robot's state but there is none: add observation.state.")
         if unknown := [part for part in trained if part not in PARTS]:
@@ -99,6 +100,7 @@ class F1Policy(nn.Module):
         self.swap = swap if spec.action else 0.0
         self.hand_path = HAND_PATH if self.swap else 0
         self.transform = Transform(self.size, {c: cameras[c]["pad"] for c in names}, **augment, mode="area")
+        self.actions = Actions(spec.action, statistics)
         self.model = F1(
             names,
             size,
@@ -107,15 +109,15 @@ class F1Policy(nn.Module):
             scales=scales,
             history_scales=self.history_scales,
             chunk=chunk if spec.action else None,
+            state=(state, spec.state),
+            actions=len(spec.action),
             **network,
         )
         for part in PARTS:
             if part not in trained and getattr(self.model, part) is not None:
                 getattr(self.model, part).requires_grad_(False)
         if statistics is not None and self.model.action is not None:
-            mean, std = (torch.as_tensor(np.asarray(statistics[STATE][k]), dtype=torch.float32) for k in ("mean", "std"))
-            self.model.action.state_token.mean.copy_(mean)
-            self.model.action.state_token.std.copy_(torch.where(std > 1e-4, std, 1.0))
+            self.model.action.state_token.standardise(statistics)
 
     @property
     def aliases(self) -> dict[str, str]:
@@ -172,7 +174,7 @@ class F1Policy(nn.Module):
             known, future = self._known(tokens[:, :-1]), tokens[:, -1, : self.tokenizer.length(self.scales)]
             before = self.tokenizer.inputs(self._partly_own(future, seen, valid, known))
         if self.model.action is not None:
-            actions = batch[ACTION][:, -1:].expand(-1, self.draws, -1, -1)
+            actions = self.actions.normal(batch[ACTION][:, -1:]).expand(-1, self.draws, -1, -1)
             # Levels as pi0 draws them, Beta(1.5, 1): more of the noisy ones.
             level = 0.001 + 0.999 * torch.rand(actions.shape[:2], device=actions.device) ** (1 / 1.5)
             noise = torch.randn_like(actions)
@@ -254,18 +256,17 @@ class F1Policy(nn.Module):
         return new
 
     def act(self, observation: Mapping[str, Any], memory: Memory) -> tuple[np.ndarray, Memory]:
-        """Observation of N worlds -> actions float32 (N, chunk, 7) in the spec's range, and the new memory with its plan."""
+        """Observation of N worlds -> actions float32 (N, chunk, A) in the spec's range, and the new memory with its plan."""
         if self.model.action is None:
             raise UserError("this policy was pretrained on video and has no action expert: train it on robot data first.")
         new = self.remember(observation, memory)
         with still(self, self.device):
-            before = read_plan(observation, self.horizon, self.device)
+            before = read_plan(observation, self.horizon, self.device, self.actions)
             told = (*self._situation(new), new["state"], *self._draw(new), *before)
             # The way back through the network rounds differently at different places of a group: one by one, then.
             plan, actions = in_groups(1 if before else self.micro_batch, self._decide, *told)
-        low, high = (np.array([getattr(e, k) for e in self.spec.action], np.float32) for k in ("low", "high"))
         new |= {"plan": plan, "planned": torch.ones_like(new["planned"]), "count": new["count"] + 1}
-        return np.clip(actions.float().cpu().numpy(), low, high), new
+        return self.actions.real(actions), new
 
     def foresee(self, memory: Memory) -> dict[str, np.ndarray]:
         """What the last frame in memory leads to, `foresight_steps` later: camera -> uint8 (N, size, size, 3).
@@ -290,12 +291,12 @@ class F1Policy(nn.Module):
         return torch.zeros(*shape, self.tokenizer.latent, device=self.device)
 
     def _draw(self, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Uniform numbers (N, n) for the plan's tokens and normal ones (N, chunk, 7) for its actions."""
+        """Uniform numbers (N, n) for the plan's tokens and normal ones (N, chunk, A) for its actions."""
         tokens, drawn = self.tokenizer.length(self.scales), []
         for pair in zip(memory["seed"].tolist(), memory["count"].tolist(), strict=True):
             # Philox is a function of (seed, count): a world's numbers do not depend on what was drawn elsewhere.
             generator = np.random.Generator(np.random.Philox(key=pair))
-            normal = generator.standard_normal((self.horizon, ACTIONS), dtype=np.float32)
+            normal = generator.standard_normal((self.horizon, self.actions.kinds.count), dtype=np.float32)
             drawn.append((generator.random(tokens, dtype=np.float32), normal))
         uniform, normal = (torch.from_numpy(np.stack(x)).to(self.device) for x in zip(*drawn, strict=True))
         return uniform, normal
@@ -326,7 +327,7 @@ class F1Policy(nn.Module):
         """Foresight tokens and actions, which go on from those decided `before`."""
         valid, plan, cache = self._plan(language, pictures, history, uniform)
         actions = self.model.act(valid, cache, state, noise, self.steps, *before)
-        actions = torch.cat([actions[..., :6], (actions[..., 6:] > 0) * 2.0 - 1.0], dim=-1)
+        actions = self.actions.kinds.decided(actions)
         return plan, keep(actions, *before) if before else actions
 
     def _imagine(self, *situation: Tensor) -> tuple[Tensor]:

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from policies.f1.tokenizer import build_tokenizer, to_signed
-from policies.nn.images import Transform, shift_pixels
+from policies.nn.images import Transform, chosen_cameras, shift_pixels
 from vla.images import ssim
-from vla.spec import Spec, UserError, image_key
+from vla.spec import Spec, image_key
 
 
 class TokenizerPolicy(nn.Module):
@@ -39,11 +39,7 @@ class TokenizerPolicy(nn.Module):
         resize: str,
     ):
         super().__init__()
-        names = [c for c in cameras if c in spec.cameras]
-        if not names:
-            raise UserError(
-                f"the tokenizer's cameras {sorted(cameras)} are not among {sorted(spec.cameras)}: rename or add one."
-            )
+        names = chosen_cameras(cameras, spec)
         self.spec = replace(
             spec, cameras={c: spec.cameras[c] for c in names}, state=(), action=(), environment_state=(), action_kind="none"
         )

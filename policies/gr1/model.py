@@ -15,11 +15,13 @@ from policies.nn.state import StateToken
 from policies.nn.text import Text
 from policies.nn.transformer import Resampler, Trunk
 from policies.nn.vision import build_vision
-from vla.spec import UserError
+from vla.spec import Entry, UserError
 
 
 class GR1(nn.Module):
     """Language, state and images of `window` frames in; [ACT] and [OBS] outputs and predicted patches out.
+
+    state: how it is encoded, and its entries (policies/nn/state.py); None for none.
 
     A frame's input tokens are, in order: language 1, state 1 (if `state`), and for each camera its resampler latents and its
     cls. They depend on that frame alone, so that a rollout keeps them. The time embedding is that of the place in the window
@@ -35,7 +37,7 @@ class GR1(nn.Module):
         self,
         cameras: Sequence[str],
         size: int,
-        state: str | None,
+        state: tuple[str, Sequence[Entry]] | None,
         action_queries: int,
         *,
         width: int,
@@ -71,7 +73,7 @@ class GR1(nn.Module):
         self.act_sees_foresight, self.places = act_sees_foresight, places
         self.text = Text(text, language)
         self.language_token = nn.Linear(language, width) if language != width else nn.Identity()
-        self.state_token = StateToken(state, width) if state else None
+        self.state_token = StateToken(state[0], width, state[1]) if state else None
         self.vision_of = {c: "all" if shared_vision else c for c in cameras}
         self.vision = nn.ModuleDict({v: build_vision(vision, size, language) for v in dict.fromkeys(self.vision_of.values())})
         first: Any = self.vision[self.vision_of[cameras[0]]]
@@ -105,7 +107,7 @@ class GR1(nn.Module):
         self.skip = bool(skip)
 
     def frame(self, images: Mapping[str, Tensor], state: Tensor | None, language: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """One frame of M situations: images camera -> (M, size, size, 3) normalised, state (M, 15), language (M, D).
+        """One frame of M situations: images camera -> (M, size, size, 3) normalised, state (M, S), language (M, D).
 
         Returns its input tokens (M, inputs, width) and the vision patches by camera (M, P, C)."""
         token = self.state_token(state) if self.state_token is not None and state is not None else None

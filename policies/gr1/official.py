@@ -30,7 +30,7 @@ STATISTICS = ("model.state_token.mean", "model.state_token.std")
 SHAPE = Spec(
     cameras={"static": (200, 200), "wrist": (84, 84)},
     state=tuple(Entry(f"robot_obs_{i}", "1") for i in range(15)),
-    action=tuple(Entry(f"rel_action_{i}", "1", -1.0, 1.0) for i in range(7)),
+    action=(*(Entry(f"rel_action_{i}", "1", -1.0, 1.0) for i in range(6)), Entry("gripper", "1", -1.0, 1.0)),
     action_kind="relative_pose",
     control_hz=30.0,
 )

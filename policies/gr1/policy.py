@@ -18,7 +18,8 @@ from policies.gr1.model import GR1
 from policies.gr1.stream import Stream
 from policies.gr1.window import Window
 from policies.nn.acting import in_groups, still
-from policies.nn.images import Transform, as_bytes, draw_swap, normalise, shift_pixels, swap_margin, to_pixels
+from policies.nn.actions import Actions
+from policies.nn.images import Transform, as_bytes, chosen_cameras, draw_swap, normalise, shift_pixels, swap_margin, to_pixels
 from policies.nn.inpainting import read_plan
 from policies.nn.refusal import LEAST_ODDS, Refusal
 from vla.spec import ACTION, STATE, TASK, Spec, UserError, image_key
@@ -38,7 +39,7 @@ class GR1Policy(nn.Module):
 
     spec: what the data or the world offers. Parts that it lacks (a camera, the state, the action) are left out: on a video
     dataset this is GR-1's pre-training model of language, frames and [OBS] queries only.
-    statistics: feature name -> {"mean", "std"}; only `observation.state` is read. None when a checkpoint brings them.
+    statistics: feature name -> {"mean", "std"} of state and actions. None when a checkpoint brings them.
     size: side of the network's images in pixels; cameras: name -> {"pad": largest random shift in those pixels}.
     history: number of frames in the window, `history_stride` control steps apart; time: `index`, the place in the window, or
     `rotary`, how long ago (policies/gr1/stream.py), which is trained on windows of `sequence` frames (None: 2 * history - 1).
@@ -87,12 +88,7 @@ class GR1Policy(nn.Module):
         **network: Any,
     ):
         super().__init__()
-        names = [c for c in cameras if c in spec.cameras]
-        if not names:
-            raise UserError(f"the policy's cameras {sorted(cameras)} are not among {sorted(spec.cameras)}: rename or add one.")
-        for kind, wanted in (("state", 15), ("action", 7)):
-            if len(getattr(spec, kind)) not in (0, wanted):
-                raise UserError(f"{kind} has {len(getattr(spec, kind))} entries but policies.gr1 reads {wanted}: use CALVIN's.")
+        names = chosen_cameras(cameras, spec)
         if chunk % action_queries:
             raise UserError(f"chunk {chunk} is not a multiple of action_queries {action_queries}: change one of them.")
         if supervise not in ("all", "last"):
@@ -125,7 +121,7 @@ class GR1Policy(nn.Module):
         self.model = GR1(
             names,
             size,
-            state if spec.state else None,
+            (state, spec.state) if spec.state else None,
             action_queries if spec.action else 0,
             width=width,
             window=history,
@@ -136,15 +132,16 @@ class GR1Policy(nn.Module):
         )
         self._learnt: Sequence[str] = ()
         self._refusal: Refusal | None = None
-        self.head = build_head(head, width, action_queries, chunk, loss, gripper_rule) if spec.action else None
+        self.actions = Actions(spec.action, statistics)
+        self.head = (
+            build_head(head, self.actions.kinds, width, action_queries, chunk, loss, gripper_rule) if spec.action else None
+        )
         self.continues = isinstance(self.head, Flow)
         more = dict(auxiliary or {})
         wanted = spec.action and any(more.values())
         self.auxiliary = Auxiliary(action_queries * width, spec, statistics, **more) if wanted else None
         if statistics is not None and self.model.state_token is not None:
-            mean, std = (torch.as_tensor(np.asarray(statistics[STATE][k]), dtype=torch.float32) for k in ("mean", "std"))
-            self.model.state_token.mean.copy_(mean)
-            self.model.state_token.std.copy_(torch.where(std > 1e-4, std, 1.0))
+            self.model.state_token.standardise(statistics)
 
     @property
     def aliases(self) -> dict[str, str]:
@@ -227,7 +224,7 @@ class GR1Policy(nn.Module):
         if self.head is not None:
             features = torch.cat([f for f in (features, rest) if f is not None]).flatten(0, 1)
             mask = (batch["action.mask"][:, steps] & valid[:, steps, None]).flatten(0, 1)
-            parts |= self.head.loss(features, batch[ACTION][:, steps].flatten(0, 1), mask)
+            parts |= self.head.loss(features, self.actions.normal(batch[ACTION][:, steps].flatten(0, 1)), mask)
             if self.auxiliary is not None:
                 whole = torch.ones(b, dtype=torch.bool, device=self.device)
                 for swap in swaps.values():
@@ -303,7 +300,7 @@ class GR1Policy(nn.Module):
             return new
 
     def act(self, observation: Mapping[str, Any], memory: Memory) -> tuple[np.ndarray, Memory]:
-        """Observation of N worlds -> actions float32 (N, chunk, 7) in the spec's range, and the new memory."""
+        """Observation of N worlds -> actions float32 (N, chunk, A) in the spec's range, and the new memory."""
         if self.head is None:
             raise UserError("this policy was pretrained on video and has no action head: train it on robot data first.")
         new = self.remember(observation, memory)
@@ -311,12 +308,11 @@ class GR1Policy(nn.Module):
         # Philox is a function of (seed, count): a world's numbers do not depend on what was drawn elsewhere.
         drawn = np.stack([self.head.draw(np.random.Generator(np.random.Philox(key=pair))) for pair in pairs])
         with still(self, self.device, self.precision):
-            plan = read_plan(observation, self.horizon, self.device) if self.continues else ()
+            plan = read_plan(observation, self.horizon, self.device, self.actions) if self.continues else ()
             noise = torch.from_numpy(drawn).to(self.device)
             unsaid = [self.past.view(new, "frames.unsaid")[0]] if self.guidance != 1.0 else []
             (actions,) = in_groups(self.micro_batch, self._decide, *self.past.view(new), noise, *unsaid, *plan)
-        low, high = (np.array([getattr(e, k) for e in self.spec.action], np.float32) for k in ("low", "high"))
-        return np.clip(actions.float().cpu().numpy(), low, high), {**new, "count": new["count"] + 1}
+        return self.actions.real(actions), {**new, "count": new["count"] + 1}
 
     def foresee(self, memory: Memory) -> dict[str, np.ndarray]:
         """What the last frame in memory leads to, `foresight_steps` later: camera -> uint8 (N, size, size, 3).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -93,6 +93,17 @@ def draw_swap(path: Tensor, tasks: Sequence[str], chance: float, size: int, marg
 def swap_margin(spec: Spec, camera: str) -> float:
     """`draw_swap`'s margin for a camera."""
     return SWAP_MARGIN_NEAR if camera in spec.hand_projections else SWAP_MARGIN
+
+
+def chosen_cameras(cameras: Mapping[str, Any], spec: Spec) -> list[str]:
+    """Those of a policy's cameras that there are; UserError if there is none."""
+    names = [camera for camera in cameras if camera in spec.cameras]
+    if not names:
+        raise UserError(
+            f"the policy's cameras {sorted(cameras)} are not among {sorted(spec.cameras)}: rename one, or add it with "
+            f"'+policy.cameras.{min(spec.cameras, default='name')}={{pad: 1}}'."
+        )
+    return names
 
 
 def resize(images: Tensor, size: int, mode: str = "area") -> Tensor:

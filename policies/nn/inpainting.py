@@ -12,14 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from policies.nn.actions import Actions
 from vla.spec import PLAN, PLAN_WEIGHT
 
 BETA = 5.0
 """Largest weight of the guidance, as the paper recommends for few steps; without it the first step would be infinite."""
 
 
-def read_plan(observation: Mapping[str, Any], horizon: int, device: torch.device) -> tuple[Tensor, ...]:
-    """The plan that an observation shows, as long as a chunk: actions (N, horizon, A), weights (N, horizon); or nothing."""
+def read_plan(observation: Mapping[str, Any], horizon: int, device: torch.device, actions: Actions) -> tuple[Tensor, ...]:
+    """The plan that an observation shows, as long as a chunk and as `actions` shows it to networks: actions (N, horizon, A),
+    weights (N, horizon); or nothing."""
     if PLAN not in observation:
         return ()
     plan = []
@@ -28,7 +30,7 @@ def read_plan(observation: Mapping[str, Any], horizon: int, device: torch.device
         whole = shown.new_zeros(shown.shape[0], horizon, *shown.shape[2:])
         whole[:, : shown.shape[1]] = shown
         plan.append(whole)
-    return tuple(plan)
+    return actions.normal(plan[0]), plan[1]
 
 
 def guidance_weight(level: float) -> float:

@@ -19,7 +19,7 @@ SIZE = 24
 SPEC = Spec(
     cameras={"static": (SIZE, SIZE), "wrist": (SIZE, SIZE)},
     state=tuple(Entry(f"s{i}", "1") for i in range(15)),
-    action=tuple(Entry(f"a{i}", "1", -1.0, 1.0) for i in range(7)),
+    action=(*(Entry(f"a{i}", "1", -1.0, 1.0) for i in range(6)), Entry("gripper", "1", -1.0, 1.0)),
     action_kind="relative_pose",
     control_hz=30.0,
 )

@@ -6,9 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from policies.nn.actions import Actions
 from policies.nn.inpainting import BETA, guidance_weight, guided, keep, read_plan
 from vla.executor import prefix_weights
-from vla.spec import PLAN, PLAN_WEIGHT
+from vla.spec import PLAN, PLAN_WEIGHT, Entry
 
 HORIZON, ENTRIES = 12, 2
 
@@ -88,12 +89,13 @@ def test_a_guided_flow_goes_on_from_the_plan(delay):
 @given(length=st.integers(0, 20), worlds=st.integers(1, 3))
 def test_a_plan_is_read_at_the_length_of_a_chunk(length, worlds):
     rng = np.random.default_rng(length)
+    actions = Actions([Entry("delta", "1", -1.0, 1.0)] * ENTRIES, None)
     shown = {PLAN: rng.normal(size=(worlds, length, ENTRIES)), PLAN_WEIGHT: rng.random((worlds, length))}
-    plan, weight = read_plan(shown, HORIZON, torch.device("cpu"))
+    plan, weight = read_plan(shown, HORIZON, torch.device("cpu"), actions)
     assert plan.shape == (worlds, HORIZON, ENTRIES)
     assert weight.shape == (worlds, HORIZON)
     both = min(length, HORIZON)
     np.testing.assert_allclose(plan[:, :both], shown[PLAN][:, :both], rtol=1e-6)
     np.testing.assert_allclose(weight[:, :both], shown[PLAN_WEIGHT][:, :both], rtol=1e-6)
     assert not weight[:, both:].any()
-    assert read_plan({}, HORIZON, torch.device("cpu")) == ()
+    assert read_plan({}, HORIZON, torch.device("cpu"), actions) == ()

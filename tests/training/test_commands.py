@@ -14,7 +14,7 @@ from vla.data.store import DatasetWriter, Segment
 from vla.spec import Entry, Spec
 
 STATE = (*(Entry(f"tcp_{axis}", "m") for axis in "xyz"), *(Entry(f"s{i}", "1") for i in range(3, 15)))
-ACTION = tuple(Entry(f"a{i}", "1", -1.0, 1.0) for i in range(7))
+ACTION = (*(Entry(f"a{i}", "1", -1.0, 1.0) for i in range(6)), Entry("gripper", "1", -1.0, 1.0))
 ROBOT = Spec(
     {"static": (64, 64), "wrist": (64, 64)}, STATE, ACTION, (), "relative_pose", 30.0, "test",
     {"static": (1.0, 0.0, 0.5, 0.0, 0.0, 1.0, 0.5, 0.0, 0.0, 0.0, 0.0, 1.0)},

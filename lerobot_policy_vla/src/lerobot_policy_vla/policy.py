@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,9 +154,5 @@ def _pixels(images: Tensor) -> Tensor:
 
 
 def spec_of(meta: Any) -> Spec:
-    """The Spec of a LeRobotDataset: the one that `vla-convert` left in it, or what its names tell.
-
-    Then its numbers are believed to be CALVIN's, which is what our policies read: 15 and 7 of them, actions in -1..1.
-    """
-    spec = lerobot_spec_of(meta.root, action_kind="relative_pose")
-    return replace(spec, action=tuple(e if e.low is not None else replace(e, low=-1.0, high=1.0) for e in spec.action))
+    """The Spec of a LeRobotDataset: the one that `vla-convert` left in it, or what its names tell, without ranges."""
+    return lerobot_spec_of(meta.root, action_kind="relative_pose")

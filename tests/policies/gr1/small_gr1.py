@@ -14,7 +14,7 @@ SENTENCES = ("open the drawer", "push the red block to the left", "turn on the l
 SPEC = Spec(
     cameras={"static": (20, 20), "wrist": (12, 12)},
     state=tuple(Entry(f"s{i}", "1") for i in range(15)),
-    action=tuple(Entry(f"a{i}", "1", -1.0, 1.0) for i in range(7)),
+    action=(*(Entry(f"a{i}", "1", -1.0, 1.0) for i in range(6)), Entry("gripper", "1", -1.0, 1.0)),
     action_kind="relative_pose",
     control_hz=30.0,
 )
@@ -36,6 +36,7 @@ def config(name: str = "gr1_small", **changes):
     }
     base = composed(name)
     base.vision = {}
+    base.state = "rotation6d" if base.state == "auto" else base.state
     base.head = {} if "head" in changes else base.head
     return OmegaConf.merge(base, tiny, changes)
 

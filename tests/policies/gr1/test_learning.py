@@ -11,6 +11,7 @@ from small_gr1 import FLOW, SENTENCES, SPEC, VIDEO, batch, observation, policy, 
 
 from policies.gr1 import foresight
 from policies.gr1.heads import Flow
+from policies.nn.actions import Kinds
 from policies.nn.images import SWAP_MARGIN, Transform, donors, draw_swap, normalise, shift_pixels, to_pixels
 from vla.spec import UserError
 
@@ -52,7 +53,7 @@ def test_the_instruction_alone_can_decide_the_action():
 
 def test_flow_samples_both_modes_where_regression_would_average():
     torch.manual_seed(0)
-    head = Flow(4, 1, 1, hidden=64, blocks=2, draws=4, steps=4)
+    head = Flow(Kinds(SPEC.action), 4, 1, 1, hidden=64, blocks=2, draws=4, steps=4)
     features = torch.ones(64, 1, 4)
     actions = (torch.arange(64) % 2 * 2 - 1.0)[:, None, None].expand(64, 1, 7)
     optimizer = torch.optim.AdamW(head.parameters(), 3e-3)
@@ -199,10 +200,10 @@ def test_bad_config_is_one_sentence(changes, message):
 
 
 def test_a_spec_that_does_not_fit_is_one_sentence():
-    with pytest.raises(UserError, match=r"cameras \['static', 'wrist'\] are not among \['front'\]"):
+    with pytest.raises(UserError, match=r"cameras \['static', 'wrist'\] are not among \['front'\].*policy.cameras.front"):
         policy(replace(SPEC, cameras={"front": (8, 8)}))
-    with pytest.raises(UserError, match="action has 6 entries but"):
-        policy(replace(SPEC, action=SPEC.action[:6]))
+    with pytest.raises(UserError, match=r"policy\.state=raw reads CALVIN's 15 entries but the state has 6"):
+        policy(replace(SPEC, state=SPEC.state[:6]), state="raw")
 
 
 def test_observation_of_any_size_meets_the_network():

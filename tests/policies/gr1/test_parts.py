@@ -93,7 +93,7 @@ def test_rotation_columns_are_those_of_scipy(euler):
 
 
 def test_the_state_token_is_continuous_where_euler_angles_jump():
-    token = StateToken("rotation6d", 8)
+    token = StateToken("rotation6d", 8, SPEC.state)
     state = torch.zeros(2, 15)
     state[:, 3] = torch.tensor([np.pi - 1e-4, -np.pi + 1e-4])
     a, b = token(state)

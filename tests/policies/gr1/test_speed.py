@@ -31,7 +31,8 @@ def published(tmp_path):
     config = OmegaConf.merge(composed("gr1"), TINY)
     config.vision, config.text = VIT, {**CLIP, "tokenizer": str(tmp_path / "tokenizer")}
     torch.manual_seed(0)
-    wide = replace(SPEC, action=tuple(replace(e, low=-1e3, high=1e3) for e in SPEC.action))  # nothing is cut off
+    *arm, gripper = SPEC.action
+    wide = replace(SPEC, action=(*(replace(e, low=None, high=None) for e in arm), gripper))  # nothing is cut off
     net = build_policy(config, wide)
     for parameter in net.parameters():
         if parameter.ndim > 1:
