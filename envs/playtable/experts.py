@@ -16,13 +16,16 @@ from envs.playtable.hand import (
     ABOVE,
     BESIDE_TABLE,
     CLOSE,
+    DEEP_LEAN,
     FINGER,
     FORWARD,
     IN_FRONT,
     INTO_CABINET,
     LEAN,
+    NORMAL,
     OPEN,
     PALM,
+    SLOPE,
     BlockView,
     Move,
     View,
@@ -41,9 +44,6 @@ from envs.playtable.world import ACTION_ENTRIES, FRAME, SCENE, SCENE_ENTRIES, ST
 from vla.policy import Memory, Observation
 from vla.spec import ENVIRONMENT_STATE, STATE, TASK, Spec
 
-SLOPE = np.array([0.0, np.cos(L.SLOPE_ANGLE), np.sin(L.SLOPE_ANGLE)])
-NORMAL = np.array([0.0, -np.sin(L.SLOPE_ANGLE), np.cos(L.SLOPE_ANGLE)])
-"""Directions along the cabinet's slanted front, upwards, and out of it."""
 ROOM = 0.075
 """Between the middles of blocks that stand beside one another, metres."""
 
@@ -128,16 +128,17 @@ def move_drawer(view: View, sign: float) -> Move:
 
 
 def flip_switch(view: View, sign: float) -> Move:
-    """Pinch the lever and carry it along the slope: up (+1) or down (-1)."""
-    frame = np.array([view.layout.switch_x, 0.0609, 0.4949])
-    target = frame + SLOPE * view.switch + NORMAL * 0.09
-    if at(view, target, (0.016, 0.025, 0.03)) and view.closing and view.width < 0.06:
-        if view.width > 0.037:
-            return Move(np.array([target[0], *view.tcp[1:]]), CLOSE, FORWARD, LEAN)
-        return Move(view.tcp + SLOPE * 0.04 * sign, CLOSE, FORWARD, LEAN)
-    if at(view, target, (0.01, 0.012, 0.012)) and view.width > 0.07:
-        return Move(target, CLOSE, FORWARD, LEAN)
-    return approach(view, target, OPEN, FORWARD, LEAN, IN_FRONT)
+    """Push the lever along the slope with closed fingers: up (+1) from below it, down (-1) from above it."""
+    # The far lever is so high that the arm reaches over it with its hand almost level, the near one so near that it cannot.
+    pitch = DEEP_LEAN if sign < 0 and view.layout.switch_x > 0 else LEAN
+    behind, out = (-0.030, 0.077) if sign > 0 else (0.046, 0.056) if pitch == DEEP_LEAN else (0.050, 0.060)
+    target = view.lever + SLOPE * behind + NORMAL * out
+    offset = view.tcp - target
+    along, off = sign * float(offset @ SLOPE), abs(float(offset @ NORMAL))
+    if -0.02 < along < 0.03 and off < 0.015 and abs(offset[0]) < 0.03 and view.width < 0.03:
+        onwards = target + SLOPE * (float(offset @ SLOPE) + 0.04 * sign)
+        return Move(np.array([view.tcp[0], *onwards[1:]]), CLOSE, FORWARD, pitch)
+    return approach(view, target, CLOSE, FORWARD, pitch, IN_FRONT)
 
 
 def press_button(view: View, led: bool) -> Move:

@@ -32,6 +32,9 @@ FINGER_AT, FINGER_RADIUS = 0.051, 0.018
 PALM, FINGER, EASE = 0.105, 0.065, 0.04
 """Half of what the palm and the open fingers take along x: nearer than PALM to a side of the cabinet's opening the hand leans
 deeper, by and by over EASE metres, nearer than FINGER it does not get in."""
+SLOPE = np.array([0.0, np.cos(L.SLOPE_ANGLE), np.sin(L.SLOPE_ANGLE)])
+NORMAL = np.array([0.0, -np.sin(L.SLOPE_ANGLE), np.cos(L.SLOPE_ANGLE)])
+"""Directions along the cabinet's slanted front, upwards, and out of it."""
 ABOVE = np.array([0.0, 0.0, 0.065])
 BESIDE_TABLE = np.array([0.0, 0.0, 0.15])
 INTO_CABINET = np.array([0.0, -0.10, 0.08])
@@ -115,6 +118,17 @@ class View:
     def button_place(self) -> np.ndarray:
         """Where the button stands up from the table."""
         return np.array([self.layout.button_x, self.layout.button_y, L.TABLE_TOP + 0.02])
+
+    @property
+    def lever(self) -> np.ndarray:
+        """Where the lever's frame is: in the slanted front, below the lever."""
+        return np.array([self.layout.switch_x, 0.0609, 0.4949]) + SLOPE * self.switch
+
+    @property
+    def under_lever(self) -> bool:
+        """Whether the fingers are where they would take the lever along on their way up."""
+        offset = self.tcp - self.lever
+        return bool(abs(offset[0]) < 0.09 and offset @ NORMAL < 0.085 and offset @ SLOPE < 0.03 and self.tcp[1] > LANE)
 
     def between(self, block: BlockView) -> bool:
         """Whether the TCP is inside the block's grasp zone."""
@@ -206,6 +220,8 @@ def approach(
     offset = view.tcp - target
     along = float(offset @ axis)
     beside = float(np.linalg.norm(offset - along * axis))
+    if view.under_lever and beside > 0.03:
+        return Move(np.array([view.tcp[0], LANE - 0.01, view.tcp[2]]), grip, view.euler[2], view.euler[1])
     # Turning sweeps the fingers sideways: stay out until the yaw is nearly right.
     turn = abs(wrap(yaw - view.euler[2]))
     steepness = 6.0 if entry[1] == 0 else 10.0
@@ -245,7 +261,7 @@ def in_cabinet(block: BlockView) -> bool:
 
 def lean(view: View, position: np.ndarray) -> float:
     """The pitch at which the palm stays clear of the cabinet when the hand is at a position."""
-    beside_lever = abs(position[0] - view.layout.switch_x) < 0.06 and position[1] > -0.12
+    beside_lever = abs(position[0] - view.layout.switch_x) < 0.1 and position[1] > -0.12
     if position[1] < -0.08 and not beside_lever:
         return 0.0
     door = view.layout.door_left - view.slider

@@ -125,8 +125,8 @@ def _add_table(spec: mujoco.MjSpec, s: L.Layout) -> None:
     _sliding(slide, "base__slide", [-1, 0, 0], s.slide_range, friction=4)
     _box(slide, "slide_panel", (0, -0.11, 0), (L.DOOR_WIDTH, 0.11, 0.02), TABLE, mass=1.2)
     _box(slide, "slide_handle", (0.12, -0.08, 0.052), (0.16, 0.08, 0.08), TABLE, mass=0.2)
-    for i, y in enumerate((-0.07, 0.07)):
-        _box(slide, f"slide_post{i}", (0.13, y - 0.01, 0.02), (0.15, y + 0.01, 0.052), TABLE, mass=0.0715)
+    for i, y in enumerate((-0.069, 0.069)):
+        _box(slide, f"slide_post{i}", (0.12, y - 0.011, 0.02), (0.16, y + 0.011, 0.052), TABLE, mass=0.0715)
 
     drawer = world.add_body(name="drawer", pos=[s.drawer_x, 0, 0], gravcomp=1)
     _sliding(drawer, "base__drawer", [0, -1, 0], 0.22, friction=4)
@@ -136,8 +136,8 @@ def _add_table(spec: mujoco.MjSpec, s: L.Layout) -> None:
     _box(drawer, "drawer_left", (-0.22, -0.156, L.DRAWER_FLOOR), (-0.176, 0.038, 0.402), TABLE, mass=0.4)
     _box(drawer, "drawer_right", (0.176, -0.156, L.DRAWER_FLOOR), (0.22, 0.038, 0.402), TABLE, mass=0.4)
     _box(drawer, "drawer_handle", (-0.12, -0.26, 0.34), (0.12, -0.232, 0.38), TABLE, mass=0.3)
-    for i, x in enumerate((-0.11, 0.11)):
-        _box(drawer, f"drawer_post{i}", (x - 0.01, -0.232, 0.35), (x + 0.01, -0.18, 0.37), TABLE, mass=0.0655)
+    for i, x in enumerate((-0.108, 0.108)):
+        _box(drawer, f"drawer_post{i}", (x - 0.012, -0.232, 0.34), (x + 0.012, -0.18, 0.38), TABLE, mass=0.0655)
 
     button = world.add_body(name="button", pos=[s.button_x, s.button_y, 0.46], gravcomp=1)
     # 4 N at full travel and a decay by 0.45 per control step, as the original's spring-back motor.
@@ -147,10 +147,16 @@ def _add_table(spec: mujoco.MjSpec, s: L.Layout) -> None:
         contype=TABLE, conaffinity=ROBOT | BLOCK, rgba=DARK,
     )  # fmt: skip
 
-    # The frame lies 42 mm down the slope from its middle and 8 mm inside it.
+    # The frame lies 42 mm down the slope from its middle and 8 mm inside it. The lever is an arch, as a drawer's pull is: a bar
+    # along x on two posts. Its geoms reach 8 mm down and 24 mm up the slope, and 64 mm out of it.
     switch = world.add_body(name="switch", pos=[s.switch_x, 0.0609, 0.4949], quat=_rotation_x(L.SLOPE_ANGLE), gravcomp=1)
     _sliding(switch, "base__switch", [0, 1, 0], 0.088, friction=4)
-    _box(switch, "switch", (-0.016, -0.032, 0), (0.016, 0.032, 0.12), TABLE, rgba=GREY, mass=0.239)
+    for name, low, high, mass in (
+        ("switch_bar", (-0.06, -0.008, 0.042), (0.06, 0.024, 0.064), 0.119),
+        ("switch_post_left", (-0.06, -0.008, 0), (-0.039, 0.024, 0.042), 0.060),
+        ("switch_post_right", (0.039, -0.008, 0), (0.06, 0.024, 0.042), 0.060),
+    ):
+        _box(switch, name, low, high, TABLE, rgba=GREY, mass=mass)
 
     led = world.add_body(name="led")
     _box(led, "led", (s.led_x - 0.08, 0.14, 0.648), (s.led_x + 0.08, 0.18, 0.664), TABLE)
@@ -215,9 +221,9 @@ def _add_robot(spec: mujoco.MjSpec) -> None:
         length = FINGERTIP - FINGER_BASE
         stem = sorted((side * 0.004, side * 0.022))
         pad = sorted((0.0, side * 0.012))
-        _box(finger, f"{joint}_stem", (-0.010, stem[0], 0), (0.010, stem[1], length - 0.035), ROBOT, rgba=GREY, mass=0.06)
+        _box(finger, f"{joint}_stem", (-0.010, stem[0], 0), (0.010, stem[1], length - 0.035), ROBOT, rgba=WHITE, mass=0.06)
         _box(
-            finger, f"{joint}_pad", (-0.010, pad[0], length - 0.045), (0.010, pad[1], length), ROBOT, rgba=DARK, mass=0.04,
+            finger, f"{joint}_pad", (-0.010, pad[0], length - 0.045), (0.010, pad[1], length), ROBOT, rgba=WHITE, mass=0.04,
             friction=[1.0, 0.05, 0.001], condim=4, solref=STIFF, priority=2,
         )  # fmt: skip
         actuator = spec.add_actuator(

@@ -303,6 +303,21 @@ def test_the_oracle_and_ours_see_the_same_tasks(world):
 
 
 @genuine
+@pytest.mark.parametrize("scene", "ABCD")
+def test_the_experts_work_the_lever_there(scene):
+    """Of another shape than ours it would not answer to them."""
+    with calvin(scene=scene) as world:
+        for task, lit in (("turn_on_lightbulb", False), ("turn_off_lightbulb", True)):
+            start = next(c.start for c in evaluation_chains() if c.initial["lightbulb"] == lit)
+            observation, begun, expert = begin(world, start), world.states()[0], Expert()
+            for _ in range(120):
+                observation, *_ = world.step(expert.act({**observation, TASK: [task]}, None)[0][:, 0])
+                if solved(begun, world.states()[0], [task]):
+                    break
+            assert solved(begun, world.states()[0], [task])
+
+
+@genuine
 def test_an_evaluation_depends_neither_on_worlds_nor_on_order():
     def results(num_worlds, numbers):
         with calvin(num_worlds) as world:

@@ -12,6 +12,8 @@ import conf
 import envs
 from envs.elsewhere.expert import Expert
 from envs.elsewhere.world import ROOT
+from vla.checkpoint import build_policy, save_checkpoint
+from vla.evaluation.run import run
 from vla.spec import IMAGE_PREFIX, UserError
 
 CONF = Path(conf.__file__).parent / "env"
@@ -19,9 +21,13 @@ NAMES = sorted(path.stem for path in CONF.glob("*.yaml") if "playtable" not in p
 REQUIREMENTS = Path(envs.__file__).parent / "elsewhere" / "far" / "requirements"
 
 
-def composed(name):
+def whole(command, *overrides):
     with initialize_config_module("conf", version_base="1.3"):
-        return compose("evaluate", overrides=[f"env={name}"]).env
+        return compose(command, overrides=list(overrides))
+
+
+def composed(name):
+    return whole("evaluate", f"env={name}").env
 
 
 @pytest.fixture(params=[name for name in NAMES if not name.startswith("libero_")])  # these differ from libero in tasks alone
@@ -91,6 +97,23 @@ def test_an_episode_with_pictures(config):
         assert world.faults == []
     finally:
         world.close()
+
+
+@pytest.mark.parametrize("policy", ["gr1_small", "f1_small"])
+def test_policies_play_there(config, policy, tmp_path):
+    """Made for the world's Spec by their configs (and a camera of another name), saved, loaded and evaluated."""
+    name, shorter = config.world.name, ["env.world.num_worlds=1", "env.benchmark.max_steps=12"]
+    world = instantiate(config.world, num_worlds=1, _convert_="all")
+    spec = world.vla_spec
+    world.close()
+    others = [f"+policy.cameras.{camera}.pad=1" for camera in spec.cameras if camera not in ("static", "wrist")]
+    made = whole("train", f"policy={policy}", *others).policy
+    save_checkpoint(tmp_path / "made", build_policy(made, spec), made, {})
+    rules = [f"checkpoint={tmp_path / 'made'}", f"out={tmp_path / 'out'}", "chains=2", "workers=1", "videos=0"]
+    result, _ = run(whole("evaluate", f"env={name}", *shorter, *rules))
+    attempts = [attempt for chain in result["chains"] for attempt in chain["attempts"]]
+    assert [attempt["task"] for attempt in attempts] == [chain.tasks[0] for chain in instantiate(config.benchmark).chains()[:2]]
+    assert all(attempt["solved"] or attempt["steps"] == 12 for attempt in attempts)
 
 
 def test_metaworlds_expert_solves_and_a_world_goes_on_from_what_was_saved():

@@ -93,6 +93,33 @@ def test_joint_ranges_and_block_sizes(scene, slide):
         np.testing.assert_allclose(model.body(f"block_{colour}").mass, 1.0)
 
 
+HANDLES = {
+    "switch": ((-0.060, -0.008, 0.0), (0.060, 0.024, 0.064)),
+    "slide_": ((0.0, -0.120, 0.0), (0.281, 0.120, 0.080)),
+    "slide_handle": ((0.119, -0.080, 0.056), (0.161, 0.081, 0.080)),
+    "drawer_handle": ((-0.121, -0.261, 0.340), (0.121, -0.238, 0.382)),
+}
+"""Least and greatest x, y and z of geoms in their links' frames, metres: CALVIN's collision meshes at its scale of 0.8. The
+drawer's is in the table's frame."""
+
+
+@pytest.mark.parametrize("name", HANDLES)
+def test_handles_have_the_originals_extents(name):
+    model = S.build("D")
+    geoms = [model.geom(i) for i in range(model.ngeom) if model.geom(i).name.startswith(name)]
+    low = np.min([geom.pos - geom.size for geom in geoms], axis=0)
+    high = np.max([geom.pos + geom.size for geom in geoms], axis=0)
+    # The door is 10 mm shorter at both ends than its mesh, which slides in grooves.
+    np.testing.assert_allclose([low, high], HANDLES[name], atol=0.0105 if name == "slide_" else 0.0065)
+
+
+def test_the_lever_is_an_arch_and_not_a_block():
+    model = S.build("D")
+    under = np.array([0.0, 0.008, 0.02])
+    for name in ("switch_bar", "switch_post_left", "switch_post_right"):
+        assert (np.abs(under - model.geom(name).pos) > model.geom(name).size).any()
+
+
 shares = st.lists(st.floats(0, 1), min_size=16, max_size=16).map(np.array)
 
 
