@@ -52,17 +52,20 @@ class Regression(nn.Module):
         self.activation = nn.Identity() if activation == "none" else ACTIVATIONS[activation]
         sizes = [width, *hidden]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
-        self.arm = nn.Linear(sizes[-1], len(kinds.numbers) * (chunk // queries))
-        self.gripper = nn.Linear(sizes[-1], len(kinds.commands) * (chunk // queries))
+        each = chunk // queries
+        self.arm = nn.Linear(sizes[-1], len(kinds.numbers) * each) if kinds.numbers else None
+        self.gripper = nn.Linear(sizes[-1], len(kinds.commands) * each) if kinds.commands else None
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """[ACT] outputs (M, queries, width) -> numbers (M, chunk, n), logits of commands (M, chunk, c)."""
         for layer in self.layers:
             features = self.activation(layer(features))
+        none = features.new_zeros(len(features), self.chunk, 0)
         numbers, commands = (
-            layer(features).reshape(len(features), self.chunk, -1).float() for layer in (self.arm, self.gripper)
+            none if layer is None else layer(features).reshape(len(features), self.chunk, -1)
+            for layer in (self.arm, self.gripper)
         )
-        return numbers, commands
+        return numbers.float(), commands.float()
 
     def loss(self, features: Tensor, actions: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """actions (M, chunk, A), mask (M, chunk) -> unweighted parts `arm` and `gripper`."""

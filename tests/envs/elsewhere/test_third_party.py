@@ -31,8 +31,13 @@ def composed(name):
 
 
 @pytest.fixture(params=[name for name in NAMES if not name.startswith("libero_")])  # these differ from libero in tasks alone
-def config(request):
-    found = composed(request.param)
+def word(request):
+    return request.param
+
+
+@pytest.fixture
+def config(word):
+    found = composed(word)
     if not (ROOT / found.world.python).exists():
         pytest.skip(f"{found.world.python} is not there: make worlds NAME={found.world.name}")
     return found
@@ -100,17 +105,19 @@ def test_an_episode_with_pictures(config):
 
 
 @pytest.mark.parametrize("policy", ["gr1_small", "f1_small"])
-def test_policies_play_there(config, policy, tmp_path):
+def test_policies_play_there(word, config, policy, tmp_path):
     """Made for the world's Spec by their configs (and a camera of another name), saved, loaded and evaluated."""
-    name, shorter = config.world.name, ["env.world.num_worlds=1", "env.benchmark.max_steps=12"]
+    shorter = ["env.world.num_worlds=1", "env.benchmark.max_steps=12"]
     world = instantiate(config.world, num_worlds=1, _convert_="all")
     spec = world.vla_spec
     world.close()
     others = [f"+policy.cameras.{camera}.pad=1" for camera in spec.cameras if camera not in ("static", "wrist")]
+    if others and policy == "f1_small":
+        others.append(f"policy.foresight.camera={next(iter(spec.cameras))}")
     made = whole("train", f"policy={policy}", *others).policy
     save_checkpoint(tmp_path / "made", build_policy(made, spec), made, {})
     rules = [f"checkpoint={tmp_path / 'made'}", f"out={tmp_path / 'out'}", "chains=2", "workers=1", "videos=0"]
-    result, _ = run(whole("evaluate", f"env={name}", *shorter, *rules))
+    result, _ = run(whole("evaluate", f"env={word}", *shorter, *rules))
     attempts = [attempt for chain in result["chains"] for attempt in chain["attempts"]]
     assert [attempt["task"] for attempt in attempts] == [chain.tasks[0] for chain in instantiate(config.benchmark).chains()[:2]]
     assert all(attempt["solved"] or attempt["steps"] == 12 for attempt in attempts)
