@@ -9,7 +9,7 @@ import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.configs.default import DatasetConfig
 from lerobot.configs.train import TrainPipelineConfig
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.datasets.lerobot_dataset import LeRobotDataset, LeRobotDatasetMetadata
 from lerobot.policies.factory import make_policy, make_pre_post_processors
 from lerobot_folders import SENTENCES, SPEC, dataset, seen
 from lerobot_policy_vla.__main__ import export
@@ -139,8 +139,10 @@ def test_lerobot_s_own_dataset_has_names_only(data, tmp_path):
     policy, _ = made(plain)
     spec = policy.policy.spec
     assert [entry.name for entry in spec.state] == [entry.name for entry in SPEC.state]
-    assert {(entry.unit, entry.low, entry.high) for entry in spec.action} == {("1", -1.0, 1.0)}
-    assert (spec.control_hz, spec.action_kind, spec.frame) == (30.0, "relative_pose", "")
+    assert {(entry.unit, entry.low, entry.high) for entry in spec.action} == {("1", None, None)}
+    assert (spec.control_hz, spec.action_kind, spec.frame) == (30.0, "joints", "")
+    known = LeRobotDatasetMetadata("local/tiny", plain).stats["action"]
+    np.testing.assert_allclose(policy.policy.actions.middle, known["mean"], rtol=1e-5)
 
 
 def test_a_run_s_config_is_read_again(data, tmp_path):

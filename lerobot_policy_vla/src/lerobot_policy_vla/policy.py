@@ -155,4 +155,4 @@ def _pixels(images: Tensor) -> Tensor:
 
 def spec_of(meta: Any) -> Spec:
     """The Spec of a LeRobotDataset: the one that `vla-convert` left in it, or what its names tell, without ranges."""
-    return lerobot_spec_of(meta.root, action_kind="relative_pose")
+    return lerobot_spec_of(meta.root)
