@@ -40,6 +40,7 @@ NUMBERS = [
     f"policy.{key}"
     for key in (
         "size=16", "width=16", "layers=2", "heads=2", "language=8", "chunk=4", "vision.channels=[8,8,8,8]", "vision.reduced=4",
+        "state=rotation6d",
         "vision.cls_width=16", "foresight.fraction=1", "foresight.queries=2", "foresight.decoder.width=16",
         "foresight.decoder.heads=2", "cameras.wrist.pad=1", "augment.swap=0",
     )
