@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine
-from benchmarks.recipes import run
+from benchmarks.recipes import command, run
 from vla.data.store import Dataset
 
 SCENE = ["env=playtable_abc", "env.world.scene=D", "env.world.randomize=0", "env.world.num_worlds=4", "workers=1"]
@@ -44,10 +44,6 @@ METHODS = {
         ["adapter=lora", "adapter.rank=3", "adapter.alpha=6", "adapter.layers=[trunk]", "trainer.learning_rate=2e-3"],
     ),
 }
-
-
-def command(name: str, *overrides: str) -> list[str]:
-    return [sys.executable, "-m", f"vla.commands.{name}", *overrides]
 
 
 def demonstrations(count: int, options: argparse.Namespace, log: Path) -> Path:

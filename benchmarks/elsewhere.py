@@ -12,15 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.recipes import publish, run
-
-
-def command(name: str, *overrides: str) -> list[str]:
-    return [sys.executable, "-m", f"vla.commands.{name}", *overrides]
+from benchmarks.recipes import command, publish, run
 
 
 def score(options: argparse.Namespace) -> dict[str, Any]:

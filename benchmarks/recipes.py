@@ -72,6 +72,11 @@ RECIPES = {
 }
 
 
+def command(name: str, *overrides: str) -> list[str]:
+    """One of vla's commands, as a process."""
+    return [sys.executable, "-m", f"vla.commands.{name}", *overrides]
+
+
 def run(command: Sequence[str], log: Path) -> None:
     """One command on one core, its output appended to `log`; an error names the log."""
     with log.open("a") as out:

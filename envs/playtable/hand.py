@@ -122,7 +122,7 @@ class View:
     @property
     def lever(self) -> np.ndarray:
         """Where the lever's frame is: in the slanted front, below the lever."""
-        return np.array([self.layout.switch_x, 0.0609, 0.4949]) + SLOPE * self.switch
+        return np.array([self.layout.switch_x, *L.SWITCH_POINT]) + SLOPE * self.switch
 
     @property
     def under_lever(self) -> bool:

@@ -22,6 +22,8 @@ BLOCK_FRICTION = 0.35
 TABLE_TOP = 0.44
 PLANK_TOP = 0.441
 DRAWER_FLOOR = 0.3424
+SWITCH_POINT = (0.0609, 0.4949)
+"""y and z of the lever's frame, in the slanted front."""
 SLOPE_POINT = (0.075, 0.5353)
 """A point (y, z) of the slanted cabinet front, which rises 60 degrees from the table towards the back."""
 SLOPE_ANGLE = np.deg2rad(60.0)

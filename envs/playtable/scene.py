@@ -149,7 +149,7 @@ def _add_table(spec: mujoco.MjSpec, s: L.Layout) -> None:
 
     # The frame lies 42 mm down the slope from its middle and 8 mm inside it. The lever is an arch, as a drawer's pull is: a bar
     # along x on two posts. Its geoms reach 8 mm down and 24 mm up the slope, and 64 mm out of it.
-    switch = world.add_body(name="switch", pos=[s.switch_x, 0.0609, 0.4949], quat=_rotation_x(L.SLOPE_ANGLE), gravcomp=1)
+    switch = world.add_body(name="switch", pos=[s.switch_x, *L.SWITCH_POINT], quat=_rotation_x(L.SLOPE_ANGLE), gravcomp=1)
     _sliding(switch, "base__switch", [0, 1, 0], 0.088, friction=4)
     for name, low, high, mass in (
         ("switch_bar", (-0.06, -0.008, 0.042), (0.06, 0.024, 0.064), 0.119),
